@@ -1,0 +1,43 @@
+# make demo   sets everything up, trains on the sample photographs for some minutes, draws runs/demo/report.png
+# make test   sets everything up, checks style, runs the quick tests
+# make soak   the tests that take minutes
+# make gpu    the tests that need GPUs, in the Python that has them
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test soak gpu lint format constraints clean
+
+demo: $(READY)
+	$(BIN)/python -m deblur.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+soak: $(READY)
+	$(BIN)/python -m pytest -m soak
+
+gpu:
+	$(PYTHON) -m pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Done once; again when what is to be installed changes.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# Writes down what is installed now, names and versions alone.
+constraints: $(READY)
+	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
+
+clean:
+	rm -rf .venv runs

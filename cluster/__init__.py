@@ -1,0 +1,1 @@
+"""Where a run happens: storage, checkpoints, ranks and nodes. Knows nothing of what is learned."""

@@ -1,0 +1,109 @@
+"""Checkpoints of a run: parts first, a small manifest last; without a manifest there is no checkpoint.
+
+    checkpoints/{images_seen:012d}/PART ...      in any order
+    checkpoints/{images_seen:012d}/manifest.json {"images_seen", "score", "files": {PART: {"sha256", "bytes"}}}
+
+This module is the only one that writes, finds, verifies and removes them. Uploads run in a thread of their own beside
+training, one at a time.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cluster.errors import DamagedError, NotFound
+from cluster.storage import Store, join
+
+MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint: its manifest, and where its parts lie. `score` is None where nothing was measured."""
+
+    images_seen: int
+    score: float | None
+    files: Mapping[str, Mapping[str, str | int]]
+
+
+class Checkpoints:
+    """Those of the run that lies in a store. `keep` newest and the one of the best score survive each save."""
+
+    def __init__(self, store: Store, keep: int = 2) -> None:
+        self._store, self._keep = store, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._upload: Future[None] | None = None
+
+    def save(self, images_seen: int, parts: Mapping[str, bytes], score: float | None = None) -> None:
+        """Starts an upload and returns. Raises what the upload before it raised."""
+        self.wait()
+        self._upload = self._thread.submit(self._commit, images_seen, parts, score)
+
+    def wait(self) -> None:
+        """Returns when nothing is being uploaded. Raises what the last upload raised."""
+        if self._upload is not None:
+            upload, self._upload = self._upload, None
+            upload.result()
+
+    def list(self) -> list[Checkpoint]:
+        """The committed ones, oldest first. One whose manifest cannot be read counts as damaged, and is left out."""
+        keys = [key for key in self._store.list("checkpoints/") if key.endswith(f"/{MANIFEST}")]
+        return [found for key in sorted(keys) if (found := self._read_manifest(key))]
+
+    def newest(self) -> tuple[Checkpoint, dict[str, bytes]] | None:
+        """The newest that verifies, with its parts; damaged ones are named in the log and passed over."""
+        for checkpoint in reversed(self.list()):
+            try:
+                return checkpoint, self.load(checkpoint)
+            except (DamagedError, NotFound) as error:
+                _log.warning("checkpoint refused, the one before is used: %s", error)
+        return None
+
+    def load(self, checkpoint: Checkpoint) -> dict[str, bytes]:
+        """All parts of a checkpoint. Raises DamagedError or NotFound naming the part."""
+        return {name: self.load_part(checkpoint, name) for name in checkpoint.files}
+
+    def load_part(self, checkpoint: Checkpoint, name: str) -> bytes:
+        """One verified part. Raises DamagedError or NotFound naming it."""
+        key = f"{_folder(checkpoint.images_seen)}/{name}"
+        data = self._store.get(key)
+        if hashlib.sha256(data).hexdigest() != checkpoint.files[name]["sha256"]:
+            raise DamagedError(f"{join(self._store.url, key)}: its bytes are not those that were saved")
+        return data
+
+    def _commit(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
+        folder = _folder(images_seen)
+        # A manifest that is there already must not vouch for bytes that are being replaced.
+        self._store.delete(f"{folder}/{MANIFEST}")
+        for name, data in parts.items():
+            self._store.put(f"{folder}/{name}", data)
+        files = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in parts.items()}
+        manifest = {"images_seen": images_seen, "score": score, "files": files}
+        self._store.put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
+        self._retain()
+
+    def _retain(self) -> None:
+        """Removes all but the newest few and the best; manifest first, so that what is half removed is none."""
+        found = self.list()
+        scored = [c for c in found if c.score is not None]
+        best = max(scored, key=lambda c: (c.score, c.images_seen), default=None)
+        for old in found[: -self._keep]:
+            if old is not best:
+                for name in (MANIFEST, *old.files):
+                    self._store.delete(f"{_folder(old.images_seen)}/{name}")
+
+    def _read_manifest(self, key: str) -> Checkpoint | None:
+        try:
+            return Checkpoint(**json.loads(self._store.get(key)))
+        except (NotFound, ValueError, TypeError) as error:
+            _log.warning("%s: unreadable manifest passed over: %s", join(self._store.url, key), error)
+            return None
+
+
+def _folder(images_seen: int) -> str:
+    # Fixed width: the order of names is the order of training.
+    return f"checkpoints/{images_seen:012d}"

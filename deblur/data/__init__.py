@@ -1,0 +1,1 @@
+"""Pairs of blurred and sharp pictures, from folders to batches."""

@@ -1,0 +1,40 @@
+"""Pictures as bytes and as arrays: uint8 RGB [H, W, 3], nothing else."""
+
+import io
+
+import numpy as np
+import PIL.Image
+
+from cluster.errors import InputError
+
+MAX_PIXELS = 64_000_000  # beyond it a picture is taken for a decompression bomb
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+
+def open_picture(data: bytes, name: str) -> PIL.Image.Image:
+    """A picture whose header was read and whose size was checked, not decoded yet. Raises InputError naming it."""
+    try:
+        picture = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:
+        raise InputError(f"{name}: not a picture that can be decoded ({error}); replace or remove it") from error
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name}: {width}x{height} is over the limit of {MAX_PIXELS} pixels; scale it down")
+    return picture
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a file's bytes. Raises InputError that names the picture."""
+    picture = open_picture(data, name)
+    try:
+        return np.array(picture.convert("RGB"))
+    except Exception as error:
+        raise InputError(f"{name}: does not decode ({error}); replace or remove it") from error
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """PNG bytes of uint8 RGB [H, W, 3]; the same pixels give the same bytes."""
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, "PNG", compress_level=4)
+    return out.getvalue()

@@ -1,0 +1,132 @@
+"""The loop: from a recipe and a dataset to a generator, on one of any number of ranks. Knows no Ray."""
+
+import logging
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.errors import InputError
+from cluster.sync import Agenda, Intervals, Rank, Record, Sync
+from deblur import randomness
+from deblur.data.loader import Batch, Dataset, batches
+from deblur.data.plan import Plan, lanes_of
+from deblur.data.shards import Index
+from deblur.models.vgg import Features
+from deblur.networks import build, checkpoint_parts, load, warmed_up
+from deblur.quality import from_uint8
+from deblur.recipe import Recipe
+from deblur.run import Run
+from deblur.schedule import rate_at
+from deblur.telemetry import Meter, progress
+from deblur.validation import validate, write_sample
+
+_log = logging.getLogger(__name__)
+
+
+def plan_of(recipe: Recipe, index: Index) -> Plan:
+    """The order in which a recipe reads a dataset's training split. Raises InputError where they do not fit."""
+    train = index.splits["train"]
+    if min(train.smallest) < recipe.data.crop:
+        height, width = train.smallest
+        raise InputError(
+            f"--crop {recipe.data.crop} is larger than the smallest training picture ({width}x{height}); choose "
+            f"--crop {min(train.smallest)} or less"
+        )
+    sizes = tuple(len(shard.samples) for shard in train.shards)
+    return Plan(shard_sizes=sizes, batch_size=recipe.data.batch_size, seed=recipe.seed)
+
+
+def total_images(recipe: Recipe, plan: Plan) -> int:
+    """Length of the run, in images of whole updates."""
+    if recipe.data.images is not None:
+        return -(-recipe.data.images // plan.batch_size) * plan.batch_size
+    return recipe.data.epochs * plan.updates_per_epoch * plan.batch_size
+
+
+def fit(
+    recipe: Recipe,
+    dataset: Dataset,
+    features: Features,
+    rank: Rank,
+    sync: Sync,
+    run: Run,
+    *,
+    intervals: Intervals,
+    threads: int = 2,
+) -> None:
+    """Trains to the end of the recipe, going on from the run's newest checkpoint where there is one.
+
+    `features` on any device; `threads` decode pictures. Raises InputError for what the user can mend, and
+    FloatingPointError after several updates in a row whose gradients were not finite.
+    """
+    plan = plan_of(recipe, dataset.index)
+    total = total_images(recipe, plan)
+    lanes = lanes_of(rank.rank, rank.num_ranks, plan.batch_size)
+
+    # Build, warm up, resume.
+    updater = build(recipe, features.to(rank.device), rank)
+    fresh = warmed_up(updater, recipe, len(lanes), rank.device)
+    images_seen = load(updater, fresh, run, sync, rank)
+    if images_seen >= total:
+        _log.info("%s: finished at %d images, nothing to do", run.url, images_seen)
+        return
+
+    agenda = Agenda(intervals, images_seen=images_seen, total_images=total, batch_size=plan.batch_size)
+    meter = Meter(rank, images_seen)
+    if rank.rank == 0:
+        run.resume_metrics(images_seen)
+    updates_to_meeting = 1
+    with closing(batches(dataset, plan, lanes, recipe.data, images_seen, threads)) as stream:
+        for batch in meter.timed(stream):
+            # One update of both networks.
+            updater.set_rates(*_rates(recipe, images_seen, total))
+            torch.manual_seed(randomness.dropout_seed(recipe.seed, images_seen, rank.rank))
+            meter.add(updater.update(*_to_device(batch, recipe, rank.device)))
+            images_seen += plan.batch_size
+            updates_to_meeting -= 1
+            if updates_to_meeting:
+                continue
+
+            # The meeting: rank 0 decides, all do the same.
+            record: Record = sync.meet(partial(agenda.decide, images_seen))
+            updates_to_meeting = record.updates_to_next
+            meter.check_finite()
+            quality = validate(updater.generator, dataset, rank, sync, threads) if record.validate else {}
+            if record.report:
+                metrics = meter.report(images_seen, sync) | quality
+                metrics["epoch"] = images_seen // (plan.updates_per_epoch * plan.batch_size)
+                if rank.rank == 0:
+                    run.add_metrics(metrics)
+                    print(progress(run.name, metrics, total), flush=True)
+                sync.report(metrics)
+            if record.validate and rank.rank == 0:
+                write_sample(updater.generator, dataset, run, rank, images_seen)
+            if record.checkpoint and rank.rank == 0:
+                run.write_metrics()
+                parts = checkpoint_parts(updater, recipe, images_seen)
+                run.checkpoints.save(images_seen, parts, quality.get("validation_psnr"))
+            if record.stop:
+                break
+    run.checkpoints.wait()
+
+
+def _rates(recipe: Recipe, images_seen: int, total: int) -> tuple[float, float]:
+    adam = recipe.adam
+    return (
+        rate_at(adam.generator_rate, images_seen, total, adam.decay_from),
+        rate_at(adam.critic_rate, images_seen, total, adam.decay_from),
+    )
+
+
+def _to_device(batch: Batch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(blurred, sharp, mixes) of `Updater.update`; pictures travel as bytes and become floats on the device."""
+    draws = [randomness.mix(recipe.seed, batch.epoch, p, recipe.loss.critic_updates) for p in batch.positions]
+    mixes = torch.from_numpy(np.stack(draws, axis=1))[:, :, None, None, None]
+    blurred, sharp, mixes = (
+        (t.pin_memory() if device.type == "cuda" else t).to(device, non_blocking=True)
+        for t in (batch.blurred, batch.sharp, mixes)
+    )
+    return from_uint8(blurred), from_uint8(sharp), mixes

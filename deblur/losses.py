@@ -1,0 +1,82 @@
+"""What critic and generator play for, per image: plain functions of scores, features and pictures.
+
+A higher score says sharper. Every function returns [B], unweighted; weights and means over the batch are the caller's.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
+
+
+def content_distance(restored_features: Tensor, sharp_features: Tensor) -> Tensor:
+    """Mean squared difference of features (arXiv:1711.07064, section 3.1; over channels too, as its code).
+
+    restored_features, sharp_features  [B, C, h, w]
+    returns                            [B]
+    """
+    return _per_image((restored_features - sharp_features).square())
+
+
+def critic_terms(objective: Objective, sharp_scores: Tensor, restored_scores: Tensor) -> Tensor:
+    """What the critic minimises, without penalty.
+
+    sharp_scores, restored_scores  [B, ...]  each patch is judged by itself, then patches are averaged
+    returns                        [B]
+
+    wasserstein, wgan-gp  arXiv:1701.07875, eq. 3; the article's mean(label x score), -1 for sharp and +1 for restored
+    least-squares         arXiv:1611.04076, eq. 9: sharp is 1, restored is 0
+    vanilla               arXiv:1406.2661, eq. 1; scores are logits of "sharp"
+    """
+    terms: dict[Objective, Callable[[Tensor, Tensor], Tensor]] = {
+        "wasserstein": lambda sharp, restored: restored - sharp,
+        "wgan-gp": lambda sharp, restored: restored - sharp,
+        "least-squares": lambda sharp, restored: 0.5 * ((sharp - 1).square() + restored.square()),
+        "vanilla": lambda sharp, restored: F.softplus(-sharp) + F.softplus(restored),
+    }
+    return _per_image(terms[objective](sharp_scores, restored_scores))
+
+
+def generator_term(objective: Objective, restored_scores: Tensor) -> Tensor:
+    """What the generator minimises of the critic's judgement; sources as in `critic_terms`.
+
+    restored_scores  [B, ...]
+    returns          [B]
+
+    vanilla is the form that does not saturate: -log D instead of log(1 - D) (arXiv:1406.2661, section 3).
+    """
+    terms: dict[Objective, Callable[[Tensor], Tensor]] = {
+        "wasserstein": lambda restored: -restored,
+        "wgan-gp": lambda restored: -restored,
+        "least-squares": lambda restored: 0.5 * (restored - 1).square(),
+        "vanilla": lambda restored: F.softplus(-restored),
+    }
+    return _per_image(terms[objective](restored_scores))
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], sharp: Tensor, restored: Tensor, mix: Tensor) -> Tensor:
+    """Squared distance of the critic's gradient norm from 1, unweighted (arXiv:1704.00028, eq. 3).
+
+    sharp, restored  [B, 3, H, W]  RGB in [-1, 1], float32 or float64; no gradient goes back to them
+    mix              [B, 1, 1, 1]  in [0, 1], one draw per image
+    returns          [B]           0 where the norm over (3, H, W) equals 1
+    """
+    # A norm of squares of small gradients, differentiated twice: bfloat16 has too few digits.
+    with torch.autocast(sharp.device.type, enabled=False):
+        between = mix * sharp.detach() + (1 - mix) * restored.detach()
+        between.requires_grad_()
+        # The critic of eq. 3 is one number per image. That is the mean over patches, because the mean is what the
+        # objective maximises; a sum would hold the mean's slope to 1 / patches and change with the crop.
+        scores = _per_image(critic(between))
+        # An image's score depends on that image alone (no BatchNorm), so the sum's gradient holds each image's own.
+        (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+        return (torch.linalg.vector_norm(gradient, dim=(1, 2, 3)) - 1).square()
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """[B, ...] -> [B], the mean over all but B."""
+    return values.reshape(len(values), -1).mean(dim=1)

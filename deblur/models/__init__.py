@@ -1,0 +1,1 @@
+"""The networks: generators that restore, critics that judge, VGG features that compare."""

@@ -1,0 +1,158 @@
+"""Generators: a blurred picture in, a restored one of the same size out.
+
+Pictures are RGB [B, 3, H, W] in [-1, 1]; any H and W from 1 on. Both networks learn what to add to the blurred picture.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deblur.models.layers import Norm, initialise, normalise
+
+Upsampling = Literal["transposed", "resize"]
+Output = Literal["clamp", "mean"]
+
+
+class ResNetGenerator(nn.Module):
+    """Two downsamplings, residual blocks, two upsamplings (arXiv:1711.07064, figure 3, after arXiv:1603.08155).
+
+    Convolutions have a bias in front of any norm: with 9 blocks, 64 filters and InstanceNorm 11,378,179 parameters.
+    """
+
+    def __init__(
+        self, *, filters: int = 64, blocks: int = 9, norm: Norm, dropout: float, upsampling: Upsampling, output: Output
+    ) -> None:
+        super().__init__()
+        f = filters
+        self.first = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, f, 7), normalise(norm, f), nn.ReLU(True))
+        self.down1 = nn.Sequential(nn.Conv2d(f, 2 * f, 3, 2, 1), normalise(norm, 2 * f), nn.ReLU(True))
+        self.down2 = nn.Sequential(nn.Conv2d(2 * f, 4 * f, 3, 2, 1), normalise(norm, 4 * f), nn.ReLU(True))
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * f, norm, dropout) for _ in range(blocks)))
+        self.up2 = nn.Sequential(_doubling(upsampling, 4 * f, 2 * f, 3), normalise(norm, 2 * f), nn.ReLU(True))
+        self.up1 = nn.Sequential(_doubling(upsampling, 2 * f, f, 3), normalise(norm, f), nn.ReLU(True))
+        self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(f, 3, 7), nn.Tanh())
+        self.output: Output = output
+        initialise(self)
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> the same."""
+        # 2x2 pixels after two halvings is the least that can be mirrored by 1 and normalised.
+        x = _pad(blurred, multiple=4, smallest=8)  # [B, 3, H', W']
+        x = self.first(x)  #                         [B, f, H', W']
+        x = self.down1(x)  #                         [B, 2f, H'/2, W'/2]
+        x = self.down2(x)  #                         [B, 4f, H'/4, W'/4]
+        x = self.blocks(x)
+        x = self.up2(x)  #                           [B, 2f, H'/2, W'/2]
+        x = self.up1(x)  #                           [B, f, H', W']
+        x = self.last(x)  #                          [B, 3, H', W'] in (-1, 1)
+        return _OUTPUTS[self.output](_crop(x, blurred), blurred)
+
+
+class ResidualBlock(nn.Module):
+    """x + two convolutions of x, [B, channels, H, W], H and W at least 2; no ReLU after the sum (as DeblurGAN)."""
+
+    def __init__(self, channels: int, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            normalise(norm, channels),
+            nn.ReLU(True),
+            *_dropout(dropout),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            normalise(norm, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.change(x)
+
+
+class UNetGenerator(nn.Module):
+    """pix2pix' U-Net (arXiv:1611.07004, section 6.1.1): halvings down to the bottom, doublings back, skips across.
+
+    As in pix2pix' PyTorch code BatchNorm goes without biases (54,413,955 parameters at depth 8), and dropout
+    follows the deep doublings alone. H and W are padded to multiples of 2**depth.
+    """
+
+    def __init__(
+        self,
+        *,
+        filters: int = 64,
+        depth: int = 8,
+        norm: Norm,
+        dropout: float,
+        upsampling: Upsampling,
+        output: Output,
+    ) -> None:
+        super().__init__()
+        widths = [filters * min(2**level, 8) for level in range(depth)]  # channels at H/2, H/4, ... H/2**depth
+        bias = norm != "batch"
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        for level in range(depth):
+            inner, outer = widths[level], widths[level - 1] if level else 3
+            outermost, innermost = level == 0, level == depth - 1
+            # A bottom of 1x1 has no deviation to be divided by, and the first layer sees the picture as it is.
+            down_norm = "none" if outermost or innermost else norm
+            before = [] if outermost else [nn.LeakyReLU(0.2)]  # not in place: the skip takes the same tensor
+            self.downs.append(
+                nn.Sequential(*before, nn.Conv2d(outer, inner, 4, 2, 1, bias=bias), normalise(down_norm, inner))
+            )
+            joined = inner if innermost else 2 * inner
+            after = [nn.Tanh()] if outermost else [normalise(norm, outer)]
+            if not innermost and inner == outer:
+                after += _dropout(dropout)
+            up = _doubling(upsampling, joined, outer, 4, bias or outermost)
+            self.ups.append(nn.Sequential(nn.ReLU(), up, *after))
+        self.output: Output = output
+        initialise(self)
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> the same."""
+        x = _pad(blurred, multiple=2 ** len(self.downs), smallest=1)
+        skips = []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+        x = self.ups[-1](skips.pop())
+        for up in reversed(self.ups[:-1]):
+            x = up(torch.cat([x, skips.pop()], dim=1))
+        return _OUTPUTS[self.output](_crop(x, blurred), blurred)
+
+
+# From the last tanh, [B, 3, H, W] in (-1, 1), and the blurred picture to the restored one.
+_OUTPUTS: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
+    "clamp": lambda change, blurred: (change + blurred).clamp(-1, 1),
+    "mean": lambda change, blurred: (change + blurred) / 2,
+}
+
+
+def _doubling(upsampling: Upsampling, channels: int, out: int, kernel: int, bias: bool = True) -> nn.Module:
+    """[B, channels, H, W] -> [B, out, 2H, 2W]; `kernel` (3 or 4) is of the transposed convolution.
+
+    Resize and convolve: each output pixel sees as many weights as its neighbours, so there is no checkerboard
+    (Odena et al. 2016, doi:10.23915/distill.00003).
+    """
+    if upsampling == "resize":
+        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, out, 3, padding=1, bias=bias))
+    return nn.ConvTranspose2d(channels, out, kernel, 2, 1, output_padding=kernel % 2, bias=bias)
+
+
+def _dropout(share: float) -> list[nn.Module]:
+    return [nn.Dropout(share)] if share else []
+
+
+def _pad(pictures: Tensor, multiple: int, smallest: int) -> Tensor:
+    """Repeats the last row and column until H and W are multiples of `multiple` and at least `smallest`."""
+    height, width = pictures.shape[-2:]
+    down, right = (max(-side % multiple, smallest - side) for side in (height, width))
+    # Repeated, not mirrored: a mirror is no wider than the picture.
+    return F.pad(pictures, (0, right, 0, down), mode="replicate") if down or right else pictures
+
+
+def _crop(padded: Tensor, pictures: Tensor) -> Tensor:
+    """The part of `padded` that lies over `pictures`."""
+    return padded[..., : pictures.shape[-2], : pictures.shape[-1]]

@@ -1,0 +1,170 @@
+"""Perceptual features: the first layers of ImageNet's VGG networks, frozen, and where their weights come from."""
+
+import hashlib
+import logging
+import re
+from io import BytesIO
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import InputError
+from cluster.storage import read_url
+
+FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv2"]
+
+# Network, and how many of torchvision's `features` are taken.
+_TRUNKS: dict[FeatureName, tuple[str, int]] = {
+    # The article: a Keras layer's output is that of its activation, so the ReLU (15) belongs to it.
+    "vgg16-block3_conv3": ("vgg16", 16),
+    # DeblurGAN's code stops at index 14 (models/losses.py, conv_3_3_layer): conv3_3 without its ReLU.
+    "vgg19-conv3_3": ("vgg19", 15),
+    # Early features, after the ReLU: the demo's.
+    "vgg16-block1_conv2": ("vgg16", 4),
+}
+# Filters of each convolution, 0 for a pooling. VGG16 and VGG19 are alike up to conv3_3.
+_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256)
+# torchvision's, for RGB in [0, 1].
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+_RANDOM_SEED = 0
+
+
+class Features(nn.Module):
+    """Pictures to activations. Frozen and always in evaluation; gradients pass through to the pictures.
+
+    Made without weights (memory as it is): `load_features` gives them. Names are torchvision's: features.0.weight, ...
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, name: FeatureName) -> None:
+        super().__init__()
+        self.features = _trunk(_TRUNKS[name][1])
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(_IMAGENET_DEVIATION).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """RGB [B, 3, H, W] in [-1, 1] -> [B, C, h, w]: 256 channels at H // 4, or 64 at H for block1_conv2."""
+        return self.features(((pictures + 1) / 2 - self.mean) / self.deviation)
+
+    def train(self, mode: bool = True) -> "Features":
+        """Stays in evaluation: a loss is no part of what is trained."""
+        return super().train(False)
+
+
+def load_features(name: FeatureName, weights: Literal["pretrained", "random"], source: str | None) -> Features:
+    """A trunk with its weights: torchvision's, those of a state dict at `source` (a file or s3:// URL), or random ones.
+
+    Draws nothing from torch's global generator. Raises InputError naming the weights and the mend.
+    """
+    features = Features(name)
+    if weights == "random":
+        _randomise(features)
+        logging.getLogger(__name__).warning(
+            "random VGG: %s has fixed random weights, so the content term is not perceptual", name
+        )
+        return features
+    network = _TRUNKS[name][0]
+    state, place = (_download(network), f"torchvision's {network}") if source is None else (_read(source), source)
+    _refuse_other_network(state, place, network)
+    _fill(features, state, place, network)
+    return features
+
+
+def digest(features: Features) -> str:
+    """sha256 in hexadecimal of every tensor's name, shape and little-endian float32 bytes: which weights a run used."""
+    result = hashlib.sha256()
+    for name, tensor in sorted(features.state_dict().items()):
+        result.update(f"{name} {list(tensor.shape)}\n".encode())
+        result.update(tensor.float().cpu().contiguous().numpy().astype("<f4").tobytes())
+    return result.hexdigest()
+
+
+def _trunk(length: int) -> nn.Sequential:
+    """torchvision's `features[:length]` of VGG16 and VGG19 (arXiv:1409.1556, table 1, D and E), length at most 16."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in _WIDTHS:
+        if not width:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        # skip_init: the first weights would be drawn from the run's generator and thrown away.
+        layers += [nn.utils.skip_init(nn.Conv2d, channels, width, 3, padding=1), nn.ReLU(True)]
+        channels = width
+    return nn.Sequential(*layers[:length])
+
+
+def _randomise(features: Features) -> None:
+    """Fixed He-normal weights (arXiv:1502.01852, eq. 10), which keep the size of activations; biases are 0."""
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)
+    for name, parameter in features.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+
+
+def _download(network: str) -> dict[str, Tensor]:
+    """torchvision's ImageNet weights, from its cache or its server."""
+    # Not at the top: torchvision takes a second to import, and only this line needs it.
+    from torchvision.models import VGG16_Weights, VGG19_Weights
+
+    wanted = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "vgg19": VGG19_Weights.IMAGENET1K_V1}[network]
+    try:
+        return wanted.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # the network, the cache's folder or its file: the mend is the same
+        raise InputError(
+            f"{wanted.url}: torchvision's {network} weights could not be had: {error}; give --vgg-weights FILE or "
+            f"s3:// URL of a state dict with torchvision's names, or choose --feature-weights random"
+        ) from error
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, or in one of torch.save; nothing in it is executed."""
+    data = read_url(source)
+    try:
+        if source.endswith(".safetensors"):
+            return safetensors.torch.load(data)
+        state: Any = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise a dozen kinds
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{source}: holds no tensors that can be read without running code from it ({reason}); {_MEND}"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{source}: holds {type(state).__name__}, not a dict of names and tensors; {_MEND}")
+    return state
+
+
+_MEND = (
+    "--vgg-weights takes a state dict with torchvision's names, as .safetensors or from torch.save(net.state_dict())"
+)
+
+
+def _refuse_other_network(state: dict[str, Tensor], place: str, wanted: str) -> None:
+    """Tells VGG16 from VGG19 by the layers after the trunk; a file that ends with the trunk cannot be told."""
+    layers = {int(match[1]) for match in (re.fullmatch(r"features\.(\d+)\.weight", str(key)) for key in state) if match}
+    if not any(layer > 14 for layer in layers):
+        return
+    found = "vgg19" if 16 in layers else "vgg16"  # VGG16 has a pooling at 16, VGG19 its conv3_4
+    if found != wanted:
+        raise InputError(f"{place}: holds {found} (by its layers after conv3_3); {wanted} is wanted; {_MEND}")
+
+
+def _fill(features: Features, state: dict[str, Tensor], place: str, network: str) -> None:
+    """Copies the trunk's tensors; what else the state holds is left."""
+    own = features.state_dict()
+    for name, tensor in own.items():
+        shape = list(tensor.shape)
+        if name not in state:
+            raise InputError(f"{place}: has no {name}; expected {network}'s, of shape {shape}; {_MEND}")
+        if list(state[name].shape) != shape:
+            found = list(state[name].shape)
+            raise InputError(f"{place}: {name} has shape {found}; expected {network}'s {shape}; {_MEND}")
+    features.load_state_dict({name: state[name] for name in own})

@@ -1,0 +1,91 @@
+"""What a run measures of itself: means over a report interval, and the line a person reads."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from cluster.sync import Rank, Sync
+from deblur.update import TERMS
+
+MAX_NONFINITE_IN_A_ROW = 5
+_T = TypeVar("_T")
+
+
+class Meter:
+    """Sums the terms of updates on the device; they are read at meetings alone, never per update."""
+
+    def __init__(self, rank: Rank, images_seen: int) -> None:
+        self._rank, self._images_seen = rank, images_seen
+        self._sums = torch.zeros(len(TERMS), device=rank.device)
+        self._in_a_row = torch.zeros((), device=rank.device)
+        self._updates, self._waited_s, self._since = 0, 0.0, time.monotonic()
+
+    def timed(self, stream: Iterable[_T]) -> Iterator[_T]:
+        """The same items; what the wait for them takes is counted."""
+        items = iter(stream)
+        while True:
+            start = time.monotonic()
+            item = next(items)
+            self._waited_s += time.monotonic() - start
+            yield item
+
+    def add(self, terms: Tensor) -> None:
+        """Adds what `Updater.update` returned, without waiting for it."""
+        nonfinite = terms[TERMS.index("nonfinite")]
+        self._in_a_row = (self._in_a_row + nonfinite) * nonfinite
+        self._sums += terms
+        self._updates += 1
+
+    def check_finite(self) -> None:
+        """Waits for the device. Raises FloatingPointError, on all ranks alike, when skipping no longer helps."""
+        if self._in_a_row.item() >= MAX_NONFINITE_IN_A_ROW:
+            raise FloatingPointError(
+                f"the gradients of the last {self._in_a_row.item():.0f} updates were not finite; lower the learning "
+                "rates or choose --precision float32"
+            )
+
+    def report(self, images_seen: int, sync: Sync) -> dict[str, Any]:
+        """Means over the updates and ranks since the last report. All ranks must call it."""
+        seconds = time.monotonic() - self._since
+        means = sync.sum(self._sums / self._rank.num_ranks) / max(1, self._updates)
+        terms = dict(zip(TERMS, means.tolist(), strict=True))
+        terms["nonfinite"] *= self._updates
+        metrics = {
+            "images_seen": images_seen,
+            "images_per_second": (images_seen - self._images_seen) / seconds,
+            "data_wait_share": self._waited_s / seconds,
+            "wasserstein": terms["sharp_score"] - terms["restored_score"],
+            **terms,
+        }
+        self._sums = torch.zeros_like(self._sums)
+        self._updates, self._waited_s, self._since, self._images_seen = 0, 0.0, time.monotonic(), images_seen
+        return metrics
+
+
+def progress(name: str, metrics: dict[str, Any], total_images: int) -> str:
+    """One line for people."""
+    left = (total_images - metrics["images_seen"]) / max(metrics["images_per_second"], 1e-9)
+    parts = [
+        f"{name}: {metrics['images_seen']:,}/{total_images:,} images",
+        f"epoch {metrics['epoch']}",
+        f"{metrics['images_per_second']:.1f} images/s",
+        *(f"{term} {metrics[term]:.4g}" for term in ("content", "pixel", "adversarial", "wasserstein", "penalty")),
+        f"{_duration(left)} left",
+    ]
+    if "validation_psnr" in metrics:
+        parts.append(
+            f"validation {metrics['validation_psnr']:.2f} dB (blurred {metrics['validation_blurred_psnr']:.2f}), "
+            f"SSIM {metrics['validation_ssim']:.4f} ({metrics['validation_blurred_ssim']:.4f})"
+        )
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,197 @@
+"""One update: `critic_updates` critic steps and one generator step, on one batch and one generator forward.
+
+Both networks may be wrapped in DistributedDataParallel. The critic's gradients travel in critic steps only, the
+generator's in the generator step only; sharp, restored and penalty terms of a critic step share one backward, because
+a second one would find DDP's gradients already reduced. Nothing here waits for the device.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deblur.losses import content_distance, critic_terms, generator_term, gradient_penalty
+from deblur.models.vgg import Features
+from deblur.recipe import LossRecipe, Recipe
+
+Autocast = Callable[[], AbstractContextManager[Any]]  # entered around forwards alone: a new one each time
+
+# What an update tells of itself, in the order of the tensor that `Updater.update` returns.
+TERMS = (
+    "content",
+    "pixel",
+    "adversarial",
+    "penalty",
+    "sharp_score",
+    "restored_score",
+    "generator_gradient_norm",
+    "critic_gradient_norm",
+    "nonfinite",
+)
+
+
+@dataclass(frozen=True)
+class CriticTerms:
+    """Per image, [B], detached; unweighted."""
+
+    sharp_score: Tensor
+    restored_score: Tensor
+    penalty: Tensor
+
+
+@dataclass(frozen=True)
+class GeneratorTerms:
+    """Per image, [B], detached; unweighted."""
+
+    content: Tensor
+    pixel: Tensor
+    adversarial: Tensor
+
+
+def critic_step(
+    critic: nn.Module,
+    loss: LossRecipe,
+    sharp: Tensor,
+    restored: Tensor,
+    mix: Tensor,
+    scale: float,
+    autocast: Autocast = nullcontext,
+) -> CriticTerms:
+    """Forward and backward of the critic's loss; gradients are left in the critic's parameters.
+
+    sharp, restored  [B, 3, H, W]  RGB in [-1, 1]; restored without a graph
+    mix              [B, 1, 1, 1]  in [0, 1), of the penalty's pictures
+    scale            factor of each image's loss: num_ranks / batch_size makes DDP's mean the mean over the batch
+    """
+    with autocast():
+        # One forward through DDP readies it for the one backward; a second would overwrite the running statistics of
+        # a BatchNorm under the first one's graph.
+        sharp_scores, restored_scores = _full(critic(sharp)), _full(_bare(critic)(restored))
+    per_image = critic_terms(loss.objective, sharp_scores, restored_scores)
+    penalty = torch.zeros_like(per_image)
+    if loss.objective == "wgan-gp":
+        penalty = gradient_penalty(_bare(critic), sharp, restored, mix)
+    (scale * (per_image + loss.penalty_weight * penalty).sum()).backward()
+    return CriticTerms(_per_image(sharp_scores), _per_image(restored_scores), penalty.detach())
+
+
+def generator_step(
+    critic: nn.Module,
+    loss: LossRecipe,
+    sharp: Tensor,
+    restored: Tensor,
+    features: Features,
+    scale: float,
+    autocast: Autocast = nullcontext,
+) -> GeneratorTerms:
+    """Forward and backward of the generator's loss (arXiv:1711.07064, section 3.1); gradients end in the generator.
+
+    sharp, restored  [B, 3, H, W]  RGB in [-1, 1]; restored with the generator's graph
+    """
+    critic.requires_grad_(False)
+    with autocast():
+        adversarial = generator_term(loss.objective, _full(_bare(critic)(restored)))
+        with torch.no_grad():
+            sharp_features = _full(features(sharp))
+        content = content_distance(_full(features(restored)), sharp_features)
+    pixel = (restored - sharp).abs().mean(dim=(1, 2, 3))
+    total = loss.content_weight * content + loss.pixel_weight * pixel + loss.adversarial_weight * adversarial
+    (scale * total.sum()).backward()
+    critic.requires_grad_(True)
+    return GeneratorTerms(content.detach(), pixel.detach(), adversarial.detach())
+
+
+class Updater:
+    """The networks, their optimisers, and one update of both.
+
+    `generator` and `critic` are bare modules on their device, or the same in DistributedDataParallel. `scale` as in
+    `critic_step`.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        features: Features,
+        recipe: Recipe,
+        scale: float,
+        autocast: Autocast = nullcontext,
+    ) -> None:
+        self.generator, self.critic, self.features = generator, critic, features
+        self.loss, self.scale, self.autocast = recipe.loss, scale, autocast
+        betas = (recipe.adam.beta1, recipe.adam.beta2)
+        # Fused Adam takes `found_inf` on the device: a step is skipped without asking the host.
+        self.generator_adam = torch.optim.Adam(generator.parameters(), recipe.adam.generator_rate, betas, fused=True)
+        self.critic_adam = torch.optim.Adam(critic.parameters(), recipe.adam.critic_rate, betas, fused=True)
+
+    def set_rates(self, generator_rate: float, critic_rate: float) -> None:
+        """Learning rates of the next update."""
+        self.generator_adam.param_groups[0]["lr"] = generator_rate
+        self.critic_adam.param_groups[0]["lr"] = critic_rate
+
+    def update(self, blurred: Tensor, sharp: Tensor, mixes: Tensor) -> Tensor:
+        """One update of both networks.
+
+        blurred, sharp  [B, 3, H, W]                  RGB in [-1, 1], this rank's share
+        mixes           [critic_updates, B, 1, 1, 1]  in [0, 1)
+        returns         [len(TERMS)] on the device: this rank's sums over images x scale, so that the mean over ranks is
+                        the mean over the batch; gradient norms and the non-finite flag are equal on all ranks
+        """
+        with self.autocast():
+            restored = _full(self.generator(blurred))
+        for mix in mixes:
+            self.critic_adam.zero_grad()
+            critic = critic_step(self.critic, self.loss, sharp, restored.detach(), mix, self.scale, self.autocast)
+            critic_norm = _step(self.critic_adam)
+        self.generator_adam.zero_grad()
+        generator = generator_step(self.critic, self.loss, sharp, restored, self.features, self.scale, self.autocast)
+        generator_norm = _step(self.generator_adam)
+        sums = [generator.content, generator.pixel, generator.adversarial]
+        sums += [critic.penalty, critic.sharp_score, critic.restored_score]
+        nonfinite = ~torch.isfinite(generator_norm + critic_norm)
+        return torch.stack([*(self.scale * s.sum() for s in sums), generator_norm, critic_norm, nonfinite])
+
+    def state(self) -> dict[str, Any]:
+        """Everything that must survive a restart; `load` takes it back."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Raises KeyError or RuntimeError where the state is of another architecture."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": _bare(self.generator),
+            "critic": _bare(self.critic),
+            "generator_adam": self.generator_adam,
+            "critic_adam": self.critic_adam,
+        }
+
+
+def _step(adam: torch.optim.Adam) -> Tensor:
+    """One optimiser step, skipped on the device where a gradient is not finite; returns the gradient's norm, [].
+
+    The norm is of the reduced gradient and so equal on all ranks: they agree on skipping without talking.
+    """
+    norm = torch.nn.utils.get_total_norm(p.grad for p in adam.param_groups[0]["params"] if p.grad is not None)
+    adam.found_inf = (~torch.isfinite(norm)).float()
+    adam.step()
+    return norm
+
+
+def _full(values: Tensor) -> Tensor:
+    """bfloat16 to float32; float32 and float64 as they are."""
+    return values.float() if values.dtype is torch.bfloat16 else values
+
+
+def _per_image(scores: Tensor) -> Tensor:
+    return scores.detach().flatten(1).mean(dim=1)
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel: for passes whose gradients must not be reduced, or already are."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

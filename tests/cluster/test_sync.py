@@ -1,0 +1,76 @@
+"""The agenda: what is due when, against a clock that the test moves."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.sync import Agenda, Intervals, Sync
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def walk(agenda: Agenda, clock: Clock, *, start: int, batch: int, seconds: float) -> list[tuple[int, object]]:
+    """(images_seen, record) of every meeting when each update takes `seconds`."""
+    images, meetings, updates = start, [], 1
+    while True:
+        images += batch * updates
+        clock.now += seconds * updates
+        record = agenda.decide(images)
+        meetings.append((images, record))
+        if record.stop:
+            return meetings
+        updates = record.updates_to_next
+
+
+@given(
+    batch=st.integers(1, 32),
+    updates=st.integers(1, 300),
+    every=st.integers(1, 2000),
+    done=st.integers(0, 299),
+    seconds=st.floats(0.001, 20),
+)
+def test_validations_fall_on_the_same_images_whatever_the_speed_and_the_start(
+    batch: int, updates: int, every: int, done: int, seconds: float
+) -> None:
+    total, start, clock = batch * updates, batch * min(done, updates - 1), Clock()
+    agenda = Agenda(
+        Intervals(validate_images=every), images_seen=start, total_images=total, batch_size=batch, clock=clock
+    )
+    meetings = walk(agenda, clock, start=start, batch=batch, seconds=seconds)
+    expected = {total} | {
+        i for i in range(start + batch, total + 1, batch) if i // every > (i - batch) // every
+    }
+    assert {images for images, record in meetings if record.validate} == expected
+    assert all(record.report and record.checkpoint for _, record in meetings if record.validate)
+    assert meetings[-1][0] == total
+
+
+def test_reports_checkpoints_and_meetings_keep_their_seconds() -> None:
+    clock = Clock()
+    agenda = Agenda(
+        Intervals(validate_images=10**9, report_s=10, checkpoint_s=60, meeting_s=3),
+        images_seen=0,
+        total_images=8 * 2000,
+        batch_size=8,
+        clock=clock,
+    )
+    meetings = walk(agenda, clock, start=0, batch=8, seconds=0.5)[:-1]
+    assert meetings[1][0] - meetings[0][0] == 8 * 6
+    saved = [images / 8 * 0.5 for images, record in meetings if record.checkpoint]
+    reported = [images / 8 * 0.5 for images, record in meetings if record.report]
+    assert all(60 <= b - a <= 63 for a, b in zip(saved, saved[1:], strict=False))
+    assert all(10 <= b - a <= 13 for a, b in zip(reported, reported[1:], strict=False))
+    assert len(saved) >= 15
+
+
+def test_alone_a_rank_meets_itself() -> None:
+    reports: list[dict] = []
+    sync = Sync(report=reports.append)
+    assert sync.meet(lambda: 7) == 7
+    sync.report({"x": 1})
+    assert reports == [{"x": 1}]

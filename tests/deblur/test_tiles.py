@@ -1,0 +1,157 @@
+"""Tiled restoration against the whole picture, on a real photograph and with the real generators."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from torch import Tensor, nn
+
+from deblur import tiles
+from deblur.models.generator import ResNetGenerator
+from deblur.quality import from_uint8, to_uint8
+from deblur.tiles import FACTOR, MARGIN, RAMP, ramps, restore_picture, restore_tiled, share_statistics, spans
+
+SMALLEST = 2 * MARGIN + RAMP + FACTOR
+
+
+def _photograph(height: int, width: int) -> np.ndarray:
+    return skimage.data.retina()[200 : 200 + height, 150 : 150 + width]
+
+
+def _floats(picture: np.ndarray) -> Tensor:
+    return from_uint8(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+
+
+def _resnet(norm: str, filters: int = 2) -> ResNetGenerator:
+    torch.manual_seed(0)
+    settings = {"dropout": 0.5, "upsampling": "transposed", "output": "clamp"}
+    generator = ResNetGenerator(filters=filters, blocks=9, norm=norm, **settings).eval()
+    for module in generator.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # one forward sets the statistics: no layer dies, so context matters
+    with torch.no_grad():
+        generator.train()(_floats(_photograph(256, 256)))
+    return generator.eval()
+
+
+def _whole(generator: nn.Module, pictures: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return generator(pictures)
+
+
+def _distance_db(a: Tensor, b: Tensor) -> float:
+    return (10 * torch.log10(4 / (a - b).double().square().mean())).item()
+
+
+@pytest.mark.parametrize(("height", "width"), [(533, 701), (40, 770), (SMALLEST + 1, SMALLEST - 1)])
+def test_with_batchnorm_tiles_equal_the_whole_picture(height, width):
+    pictures = _floats(_photograph(height, width))
+    generator = _resnet("batch")
+    whole = _whole(generator, pictures)
+    assert _distance_db(whole, pictures) < 45  # the generator does change the picture
+    torch.testing.assert_close(
+        restore_tiled(generator, pictures, device="cpu", tile=SMALLEST), whole, atol=1e-5, rtol=0
+    )
+
+
+def test_without_enough_context_tiles_differ_from_the_whole_picture():
+    pictures = _floats(_photograph(60, 770))
+    generator = _resnet("batch")
+    tiled = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST, margin=0)
+    assert (tiled - _whole(generator, pictures)).abs().max() > 0.01
+
+
+def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_picture(monkeypatch):
+    pictures = _floats(skimage.data.rocket()[:427, :639])
+    generator = _resnet("instance", filters=8)
+    whole = _whole(generator, pictures)
+    shared = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST)
+    monkeypatch.setattr(tiles, "share_statistics", lambda generator, _: generator)
+    own = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST)
+    assert _distance_db(shared, whole) > _distance_db(own, whole) + 3
+
+
+def test_shared_statistics_of_one_tile_are_those_of_the_whole_picture():
+    pictures = _floats(_photograph(90, 120))
+    generator = _resnet("instance")
+    with torch.inference_mode():
+        shared = share_statistics(generator, [pictures])
+        torch.testing.assert_close(shared(pictures), generator(pictures), atol=1e-4, rtol=0)
+        assert not torch.allclose(shared(pictures[..., :60]), generator(pictures[..., :60]), atol=1e-2)
+
+
+def test_statistics_of_tiles_are_weighed_by_their_pixels():
+    pictures = _floats(_photograph(64, 96))
+    generator = nn.Sequential(nn.InstanceNorm2d(3, affine=True)).eval()
+    nn.init.uniform_(generator[0].weight)
+    with torch.inference_mode():
+        shared = share_statistics(generator, [pictures[..., :80], pictures[..., 80:]])
+        torch.testing.assert_close(shared(pictures), generator(pictures), atol=1e-4, rtol=0)
+    assert isinstance(generator[0], nn.InstanceNorm2d)
+
+
+def test_tiles_share_the_overlap_and_start_on_the_strides_of_the_whole_picture():
+    for length in (*range(1, 40), *range(900, 3000, 37)):
+        for tile, overlap in ((512, 208), (1024, 208), (512, 0)):
+            pieces = spans(length, tile, overlap)
+            assert (pieces[0].start, pieces[-1].stop) == (0, length)
+            assert all(piece.start % FACTOR == 0 and 0 < piece.stop - piece.start <= tile for piece in pieces)
+            assert all(a.stop - b.start >= overlap for a, b in itertools.pairwise(pieces))
+
+
+@pytest.mark.parametrize("length", [100, 800, 1500, 2311])
+def test_weights_sum_to_one_and_context_has_none(length):
+    pieces = spans(length, 600, 2 * MARGIN + RAMP)
+    weights = ramps(pieces, MARGIN)
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(length))
+    for weight, piece in zip(weights, pieces, strict=True):
+        assert piece.start == 0 or not weight[: piece.start + MARGIN].any()
+        assert piece.stop == length or not weight[piece.stop - MARGIN :].any()
+
+
+def test_a_tile_without_room_for_its_context_is_refused():
+    with pytest.raises(ValueError, match=f"300 .* {SMALLEST}"):
+        restore_tiled(nn.Identity(), torch.zeros(1, 3, 8, 8), device="cpu", tile=300)
+
+
+class _Recorder(nn.Module):
+    """Gives back what it gets, and remembers its size; the first pictures over `limit` pixels meet a full GPU."""
+
+    def __init__(self, limit: float = float("inf")):
+        super().__init__()
+        self.limit, self.sizes = limit, []
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if pictures[0, 0].numel() > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.sizes.append(tuple(pictures.shape[-2:]))
+        return pictures
+
+
+def test_a_picture_within_the_limit_goes_through_whole_and_a_larger_one_in_tiles():
+    picture, recorder = _photograph(40, 700), _Recorder()
+    np.testing.assert_array_equal(restore_picture(recorder, picture, device="cpu", max_pixels=28_000), picture)
+    assert recorder.sizes == [(40, 700)]
+    recorder.sizes.clear()
+    restored = restore_picture(recorder, picture, device="cpu", max_pixels=27_999, tile=SMALLEST)
+    np.testing.assert_array_equal(restored, picture)
+    assert recorder.sizes == [(40, SMALLEST), (40, 700 - FACTOR)]
+
+
+def test_a_full_gpu_is_answered_with_tiles_and_a_warning(caplog):
+    picture, recorder = _photograph(40, 700), _Recorder(limit=20_000)
+    with caplog.at_level(logging.WARNING):
+        restored = restore_picture(recorder, picture, device="cpu", tile=SMALLEST)
+    np.testing.assert_array_equal(restored, picture)
+    assert "700 x 40" in caplog.text
+
+
+def test_a_picture_is_restored_as_floats_and_rounded():
+    picture, generator = _photograph(33, 50), _resnet("instance")
+    expected = to_uint8(_whole(generator, _floats(picture)))[0].permute(1, 2, 0).numpy()
+    restored = restore_picture(generator, picture, device="cpu")
+    assert restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored, expected)
