@@ -99,5 +99,6 @@ def checkpoint_parts(updater: Updater, recipe: Recipe, images_seen: int) -> dict
     torch.save({"updater": updater.state(), "images_seen": images_seen}, state)
     text = recipes.to_json(recipe)
     weights = {name: tensor.contiguous() for name, tensor in updater.state()["generator"].items()}
-    generator = safetensors.torch.save(weights, metadata={"recipe": text, "images_seen": str(images_seen)})
+    # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
+    generator = safetensors.torch.save(weights, metadata={"recipe": text})
     return {"state.pt": state.getvalue(), "generator.safetensors": generator, "recipe.json": text.encode()}

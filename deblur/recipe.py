@@ -162,8 +162,8 @@ class Recipe:
             )
         if self.critic.architecture == "dense" and self.loss.objective == "vanilla":
             raise InputError(
-                "objective vanilla with --critic.architecture dense: it takes unbounded scores, and the dense critic ends "
-                "in a sigmoid; choose --objective wasserstein or --critic.architecture patch"
+                "objective vanilla with --critic.architecture dense: it takes unbounded scores, and the dense critic "
+                "ends in a sigmoid; choose --objective wasserstein or --critic.architecture patch"
             )
         smallest = 32 if self.critic.architecture == "dense" else 3 * 2**self.critic.layers
         if self.data.crop < smallest:

@@ -92,23 +92,26 @@ def parse(arguments: Sequence[str]) -> Settings:
     )
 
 
-def train(settings: Settings) -> dict[str, Any]:
-    """Runs the training to its end and returns the metrics that were reported last ({} where it had ended before)."""
+def train(settings: Settings) -> Run:
+    """Trains to the end of the recipe, going on from where the run was, and returns the finished run."""
     settings, dataset, features = prepare(settings)
     run = Run(settings.run_url)
     plan = plan_of(settings.recipe, dataset.index)
     total = total_images(settings.recipe, plan)
-    finished = [c for c in run.checkpoints.list() if c.images_seen >= total]
-    if finished:
-        print(f"{run.url}: already finished at {finished[-1].images_seen:,} images; nothing to do", flush=True)
-        return {}
+    if any(checkpoint.images_seen >= total for checkpoint in run.checkpoints.list()):
+        print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
+        return run
     print(f"{run.url}: {total:,} images in batches of {plan.batch_size}, {plan.num_samples:,} per epoch", flush=True)
     if settings.nodes == 1 and settings.ranks_per_node in (None, 1) and not _has_ray():
-        return _train_here(settings, dataset, features)
-    from cluster import launch  # the only use of Ray, which a machine with one rank may lack
+        _train_here(settings, dataset, features)
+    else:
+        from cluster import launch  # the only use of Ray, which a machine with one rank may lack
 
-    placement = launch.Placement(nodes=settings.nodes, ranks_per_node=settings.ranks_per_node, wait_s=settings.wait_s)
-    return launch.launch(train_rank, _plain(settings), placement, run.url)
+        placement = launch.Placement(
+            nodes=settings.nodes, ranks_per_node=settings.ranks_per_node, wait_s=settings.wait_s
+        )
+        launch.launch(train_rank, _plain(settings), placement, run.url)
+    return run
 
 
 def prepare(settings: Settings) -> tuple[Settings, Dataset, Features]:
@@ -156,12 +159,10 @@ def _fit(settings: Settings, dataset: Dataset, features: Features, rank: Rank, s
     fit(settings.recipe, dataset, features, rank, sync, run, intervals=intervals, threads=settings.threads)
 
 
-def _train_here(settings: Settings, dataset: Dataset, features: Features) -> dict[str, Any]:
+def _train_here(settings: Settings, dataset: Dataset, features: Features) -> None:
     _log.warning("Ray is not installed: training one rank in this process")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    last: dict[str, Any] = {}
-    _fit(settings, dataset, features, Rank(device=device), Sync(report=last.update))
-    return last
+    _fit(settings, dataset, features, Rank(device=device), Sync())
 
 
 def _features(settings: Settings) -> Features:

@@ -76,8 +76,11 @@ def batches(
 
 
 def _collate(epoch: int, positions: list[int], pairs: list[Future[Pair]]) -> Batch:
-    blurred, sharp = (torch.from_numpy(np.stack(side)) for side in zip(*(p.result() for p in pairs), strict=True))
-    return Batch(epoch, tuple(positions), blurred.permute(0, 3, 1, 2), sharp.permute(0, 3, 1, 2))
+    blurred, sharp = (np.stack(side) for side in zip(*(p.result() for p in pairs), strict=True))
+    # Contiguous, for the order of bytes would stay with the floats and choose another convolution.
+    return Batch(
+        epoch, tuple(positions), *(torch.from_numpy(s).permute(0, 3, 1, 2).contiguous() for s in (blurred, sharp))
+    )
 
 
 @dataclass(frozen=True)

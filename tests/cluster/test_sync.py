@@ -42,9 +42,7 @@ def test_validations_fall_on_the_same_images_whatever_the_speed_and_the_start(
         Intervals(validate_images=every), images_seen=start, total_images=total, batch_size=batch, clock=clock
     )
     meetings = walk(agenda, clock, start=start, batch=batch, seconds=seconds)
-    expected = {total} | {
-        i for i in range(start + batch, total + 1, batch) if i // every > (i - batch) // every
-    }
+    expected = {total} | {i for i in range(start + batch, total + 1, batch) if i // every > (i - batch) // every}
     assert {images for images, record in meetings if record.validate} == expected
     assert all(record.report and record.checkpoint for _, record in meetings if record.validate)
     assert meetings[-1][0] == total

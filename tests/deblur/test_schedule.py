@@ -6,7 +6,8 @@ from deblur.schedule import rate_at
 
 
 @pytest.mark.parametrize(
-    ("images_seen", "expected"), [(0, 1e-4), (499, 1e-4), (500, 1e-4), (750, 5e-5), (900, 2e-5), (1000, 0.0), (1100, 0.0)]
+    ("images_seen", "expected"),
+    [(0, 1e-4), (499, 1e-4), (500, 1e-4), (750, 5e-5), (900, 2e-5), (1000, 0.0), (1100, 0.0)],
 )
 def test_constant_for_half_the_run_then_linear_to_zero(images_seen: int, expected: float) -> None:
     assert rate_at(1e-4, images_seen, 1000, 0.5) == pytest.approx(expected)

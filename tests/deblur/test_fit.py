@@ -1,0 +1,184 @@
+"""The loop: with any number of ranks, killed at any moment, and without Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from cluster.errors import InputError
+from cluster.storage import open_store
+from cluster.sync import Intervals, Rank, Sync
+from deblur import fit as fit_module
+from deblur.data.loader import Batch, Dataset, batches
+from deblur.data.shards import read_index
+from deblur.fit import fit, plan_of, total_images
+from deblur.models.vgg import load_features
+from deblur.recipe import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
+from deblur.run import Origin, Run
+from tests.datasets import write_dataset
+from tests.ranks import run_ranks, start_ranks
+
+BATCH, SAMPLES, UPDATES = 4, 43, 40  # 10 updates and 3 samples left over per epoch, 4 epochs
+RECIPE = replace(
+    paper(),
+    precision="float32",
+    generator=GeneratorRecipe(filters=4, blocks=1, dropout=0.5),
+    critic=CriticRecipe(filters=4, layers=2),
+    loss=LossRecipe(critic_updates=2, features="vgg16-block1_conv2", feature_weights="random"),
+    data=DataRecipe(batch_size=BATCH, crop=24, images=BATCH * UPDATES),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(open_store(folder), train=SAMPLES)
+    return str(folder)
+
+
+def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> None:
+    """One rank, which writes down every position that it consumes."""
+    store = open_store(data)
+    dataset = Dataset(store, read_index(store))
+    log = Path(f"{run}.consumed")
+
+    def recorded(*arguments: object) -> Generator[Batch, None, None]:
+        images_seen = arguments[4]
+        for batch in batches(*arguments):
+            for position in batch.positions:
+                with log.open("a") as file:  # one write per line: ranks share it
+                    file.write(json.dumps([images_seen, batch.epoch, position]) + "\n")
+            images_seen += BATCH
+            yield batch
+
+    intervals = Intervals(validate_images=64, report_s=0, checkpoint_s=0, meeting_s=0)
+    features = load_features(recipe.loss.features, "random", None)
+    with mock.patch.object(fit_module, "batches", recorded):
+        fit(recipe, dataset, features, rank, Sync(), Run(run, keep=2), intervals=intervals)
+
+
+def final_generator(run: str) -> bytes:
+    checkpoints = Run(run).checkpoints
+    newest = checkpoints.list()[-1]
+    assert newest.images_seen == BATCH * UPDATES
+    return checkpoints.load_part(newest, "generator.safetensors")
+
+
+def consumed(run: str) -> list[tuple[int, int, int]]:
+    """(images_seen before the update, epoch, position), in the order of the file."""
+    return [tuple(json.loads(line)) for line in Path(f"{run}.consumed").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ranks: int) -> None:
+    straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
+    run_ranks(train_rank, num_ranks, tmp_path / "a", data, straight)
+
+    started = start_ranks(train_rank, num_ranks, tmp_path / "b", data, killed)
+    committed = Path(killed) / "checkpoints"
+    while not any(int(path.parent.name) >= 11 * BATCH for path in committed.glob("*/manifest.json")):
+        assert all(process.is_alive() for process in started.processes)
+        time.sleep(0.002)
+    for process in started.processes:
+        os.kill(process.pid, signal.SIGKILL)
+    for process in started.processes:
+        process.join()
+    before_kill = consumed(killed)
+    reached = Run(killed).checkpoints.list()[-1].images_seen
+    assert 11 * BATCH <= reached < BATCH * UPDATES, "killed in the middle, after a checkpoint"
+
+    run_ranks(train_rank, num_ranks, tmp_path / "c", data, killed)
+    assert final_generator(killed) == final_generator(straight)
+
+    # What checkpoints vouch for: all before the kill up to the last one, and all after it.
+    after_kill = consumed(killed)[len(before_kill) :]
+    assert min(images for images, _, _ in after_kill) == reached
+    work = [c for c in before_kill if c[0] < reached] + [c for c in after_kill if c[0] < BATCH * UPDATES]
+    assert sorted(work) == sorted({c for c in consumed(straight) if c[0] < BATCH * UPDATES})
+    places = [(epoch, position) for _, epoch, position in work]
+    assert len(places) == len(set(places)) == BATCH * UPDATES
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, data: str) -> None:
+    recipe = replace(RECIPE, data=replace(RECIPE.data, images=8))
+    run = str(tmp_path / "run")
+    train_rank(Rank(), data, run, recipe)
+    before = {path: path.stat().st_mtime_ns for path in Path(run).rglob("*") if path.is_file()}
+    train_rank(Rank(), data, run, recipe)
+    assert {path: path.stat().st_mtime_ns for path in Path(run).rglob("*") if path.is_file()} == before
+
+
+def test_a_run_leaves_metrics_samples_and_a_validated_checkpoint(tmp_path: Path, data: str) -> None:
+    recipe = replace(RECIPE, data=replace(RECIPE.data, images=68))
+    run = Run(str(tmp_path / "run"))
+    train_rank(Rank(), data, run.url, recipe)
+    lines = run.read_metrics()
+    assert [line["images_seen"] for line in lines] == list(range(4, 69, 4))
+    validated = [line["images_seen"] for line in lines if "validation_psnr" in line]
+    assert validated == [64, 68]
+    assert all(torch.isfinite(torch.tensor(line["content"])) for line in lines)
+    assert run.store.list("samples/") == ["samples/000000000064.png", "samples/000000000068.png"]
+    newest = run.checkpoints.list()[-1]
+    assert newest.score == pytest.approx(lines[-1]["validation_psnr"])
+    assert set(newest.files) == {"state.pt", "generator.safetensors", "recipe.json"}
+
+
+def test_one_rank_trains_where_ray_cannot_be_imported(tmp_path: Path, data: str) -> None:
+    script = f"""
+        import sys
+        sys.modules["ray"] = None  # import ray fails
+        from dataclasses import replace
+        from cluster.sync import Rank
+        from tests.deblur.test_fit import RECIPE, train_rank
+        train_rank(Rank(), {data!r}, {str(tmp_path / "run")!r}, replace(RECIPE, data=replace(RECIPE.data, images=8)))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    assert Run(str(tmp_path / "run")).checkpoints.list()[-1].images_seen == 8
+
+
+def test_several_updates_without_finite_gradients_stop_the_run(tmp_path: Path, data: str) -> None:
+    huge = replace(RECIPE, loss=replace(RECIPE.loss, content_weight=float(2**127)))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train_rank(Rank(), data, str(tmp_path / "run"), huge)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, data: str) -> None:
+    run = str(tmp_path / "run")
+    train_rank(Rank(), data, run, replace(RECIPE, data=replace(RECIPE.data, images=8)))
+    other = replace(RECIPE, generator=replace(RECIPE.generator, filters=8))
+    with pytest.raises(InputError, match=r"other networks.*choose another --run"):
+        train_rank(Rank(), data, run, other)
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run, origin = Run(str(tmp_path / "run")), Origin(dataset="d", features="f")
+    run.begin(RECIPE, origin)
+    run.begin(RECIPE, origin)
+    changed = replace(RECIPE, data=replace(RECIPE.data, batch_size=8))
+    with pytest.raises(InputError, match=r"data\.batch_size: 4 -> 8.*--allow-recipe-change"):
+        run.begin(changed, origin)
+    with pytest.raises(InputError, match=r"dataset: d -> e"):
+        run.begin(RECIPE, Origin(dataset="e", features="f"))
+    run.begin(changed, origin, allow_change=True)
+
+
+def test_a_crop_larger_than_the_smallest_picture_is_refused_before_work(data: str) -> None:
+    index = read_index(open_store(data))
+    with pytest.raises(InputError, match=r"--crop 64 .*56x48.*--crop 48"):
+        plan_of(replace(RECIPE, data=replace(RECIPE.data, crop=64)), index)
+
+
+def test_the_length_of_a_run_is_whole_updates(data: str) -> None:
+    plan = plan_of(RECIPE, read_index(open_store(data)))
+    assert total_images(replace(RECIPE, data=replace(RECIPE.data, images=9)), plan) == 12
+    assert total_images(replace(RECIPE, data=replace(RECIPE.data, images=None, epochs=3)), plan) == 3 * 10 * BATCH
