@@ -1,48 +1,82 @@
 """The whole way on two cores: pack the sample photographs, train, restore the held-out one, report.
 
-python -m deblur.demo    prints one line of JSON last; everything it writes lies in runs/demo
+python -m deblur.demo    writes into runs/demo; the last line that it prints is JSON
 """
 
 import json
-import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
 from cluster.errors import one_line_errors
+from cluster.storage import join
 from deblur import recipe as recipes
 from deblur.data import pictures
 from deblur.data.loader import pairs_of
-from deblur.evaluate import Score, evaluate
+from deblur.evaluate import evaluate
 from deblur.recipe import Recipe
 from deblur.report import draw_report
 from deblur.restore import load_model
 from deblur.tiles import restore_picture
-from deblur.train import Settings, open_dataset, prepare, train
+from deblur.train import Settings, open_dataset, packed_samples, train
 
-HELD_OUT = "test"  # the split of the one photograph that nothing is trained or chosen on
+RANKS = 2
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
     runs: Path = Path("runs")
-    """Folder that takes the packed photographs and the run."""
-    ranks: int = 2
-    """Ranks that train together on this machine."""
-    recipe: Recipe = field(default_factory=recipes.demo)
+    """Folder for the packed photographs and the run."""
 
 
-def demo(settings: DemoSettings) -> dict[str, object]:
-    """Runs the whole way and returns what is printed. A finished run is not trained again, only measured."""
+def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
+    """Packs, trains, measures and draws; returns what is printed. A finished run is measured again, not trained."""
     started = time.monotonic()
-    training = Settings(runs=str(settings.runs), run="demo", ranks_per_node=settings.ranks, recipe=settings.recipe)
-    metrics = train(training)
-    # From here on nothing is learned: the last checkpoint counts, whatever its validation said.
-    run_folder = settings.runs / "demo"
-    model = load_model(str(run_folder), torch.device("cpu"))
-    ...
-    return {}
+    data = packed_samples(str(settings.runs))
+    training = time.monotonic()
+    run = train(Settings(data=data, runs=str(settings.runs), run="demo", ranks_per_node=RANKS, recipe=recipe))
+    trained = time.monotonic()
+
+    # The last checkpoint counts, whatever validation said of others; the photograph is in no other split.
+    model = load_model(run.url, _CPU)
+    dataset = open_dataset(data)
+    split = dataset.index.splits["test"]
+    blurred, sharp = next(pairs_of(dataset.store, split, range(1), 1))
+    key = split.shards[0].samples[0].key
+    (score,) = evaluate(model, [(key, blurred, sharp)], _CPU)
+    restored = restore_picture(model, blurred, device=_CPU)
+    run.store.put("restored.png", pictures.encode_png(restored))
+
+    strip = [
+        (f"blurred, {score.blurred_psnr:.2f} dB", blurred),
+        (f"restored, {score.restored_psnr:.2f} dB", restored),
+        ("sharp", sharp),
+    ]
+    title = f"{key}, held out; {run.read_metrics()[-1]['images_seen']:,} crops of other photographs seen"
+    draw_report(run.read_metrics(), strip, Path(run.url) / "report.png", title)
+    return {
+        "blurred_psnr": round(score.blurred_psnr, 3),
+        "restored_psnr": round(score.restored_psnr, 3),
+        "gain_db": round(score.restored_psnr - score.blurred_psnr, 3),
+        "seconds": round(time.monotonic() - started, 1),
+        "training_seconds": round(trained - training, 1),
+        "blurred_ssim": round(score.blurred_ssim, 4),
+        "restored_ssim": round(score.restored_ssim, 4),
+        "loss": asdict(recipe.loss),
+        "report": join(run.url, "report.png"),
+    }
+
+
+def main() -> None:
+    with one_line_errors():
+        settings = tyro.cli(DemoSettings, description=__doc__, prog="python -m deblur.demo")
+        print(json.dumps(demo(settings, recipes.demo())))
+
+
+if __name__ == "__main__":
+    main()

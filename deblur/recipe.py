@@ -213,7 +213,7 @@ def demo() -> Recipe:
             adversarial_weight=0.01,
         ),
         adam=AdamRecipe(generator_rate=1e-3, critic_rate=1e-3, beta1=0.5),
-        data=DataRecipe(batch_size=8, crop=96, rotate=True, images=16_000),
+        data=DataRecipe(batch_size=8, crop=96, rotate=True, images=2_000),
     )
 
 

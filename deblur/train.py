@@ -118,7 +118,7 @@ def prepare(settings: Settings) -> tuple[Settings, Dataset, Features]:
     """Finds all that can be known to be wrong before any work; the settings come back with nothing left open."""
     recipe = settings.recipe
     runs = open_store(settings.runs or os.environ.get("DEBLUR_RUNS") or "runs").url
-    data = settings.data or os.environ.get("DEBLUR_DATA") or _packed_samples(runs)
+    data = settings.data or os.environ.get("DEBLUR_DATA") or packed_samples(runs)
     dataset = open_dataset(data)
     plan = plan_of(recipe, dataset.index)
     lanes_of(0, settings.nodes * (settings.ranks_per_node or 1), recipe.data.batch_size)
@@ -169,7 +169,7 @@ def _features(settings: Settings) -> Features:
     return load_features(settings.recipe.loss.features, settings.recipe.loss.feature_weights, settings.vgg_weights)
 
 
-def _packed_samples(runs: str) -> str:
+def packed_samples(runs: str) -> str:
     """The sample photographs as a dataset beside the runs, packed at the first call."""
     store = open_store(join(runs, "sample-set"))
     try:

@@ -1,8 +1,8 @@
 """Tar shards of pairs, and the index that says where in them each sample lies.
 
 A dataset is a root (folder or s3://bucket/prefix) with train/000000.tar, ..., validation/..., test/... and index.json,
-which is written last: without it there is no dataset. A sample is KEY.blurred.png, KEY.json and KEY.sharp.png, one after
-another, so that a ranged read fetches it whole; plain webdataset reads the same shards.
+which is written last: without it there is no dataset. A sample is KEY.blurred.png, KEY.json and KEY.sharp.png, one
+after another, so that a ranged read fetches it whole; plain webdataset reads the same shards.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ def write_index(store: Store, index: Index) -> None:
 
 
 def read_index(store: Store) -> Index:
-    """The index of a dataset. Raises InputError where there is none or of another version, DamagedError if unreadable."""
+    """The index of a dataset. Raises InputError where there is none that fits, DamagedError if it is unreadable."""
     place = join(store.url, INDEX)
     try:
         raw = json.loads(store.get(INDEX))

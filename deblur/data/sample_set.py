@@ -1,0 +1,65 @@
+"""The built-in photographs: those that scikit-image ships, motion-blurred by data/blur.py. Needs no network.
+
+The held-out photograph (split test) and its blur are fixed: neither it nor any part of it is in another split.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import skimage.color
+import skimage.data
+
+from deblur.data.blur import blurred
+
+PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "astronaut",
+        "rocket",
+        "stereo_motorcycle",
+        "immunohistochemistry",
+        "camera",
+        "coins",
+        "brick",
+        "grass",
+        "gravel",
+        "page",
+    ),
+    "validation": ("chelsea",),
+    "test": ("coffee",),
+}
+BLURS = {"train": 12, "validation": 2, "test": 1}  # different blurs of each photograph
+_SEEDS = {"train": 1, "validation": 2, "test": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurredPhotograph:
+    """uint8 [H, W, 3] twice."""
+
+    key: str
+    scene: str
+    blurred: np.ndarray
+    sharp: np.ndarray
+
+
+def blurred_photographs(split: str) -> Iterator[BlurredPhotograph]:
+    """Every photograph of a split with each of its blurs, in a fixed order, the same pixels at every call."""
+    for nth, name in enumerate(PHOTOGRAPHS[split]):
+        sharp = _rgb(_load(name))
+        for variant in range(BLURS[split]):
+            yield BlurredPhotograph(
+                key=f"{name}-{variant:02d}",
+                scene=name,
+                blurred=blurred(sharp, (_SEEDS[split], nth, variant)),
+                sharp=sharp,
+            )
+
+
+def _load(name: str) -> np.ndarray:
+    loaded = getattr(skimage.data, name)()
+    return loaded[0] if isinstance(loaded, tuple) else loaded  # of the stereo pair the left one alone
+
+
+def _rgb(picture: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] of RGB, RGBA or grey."""
+    return skimage.color.gray2rgb(picture) if picture.ndim == 2 else np.ascontiguousarray(picture[..., :3])
