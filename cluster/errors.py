@@ -2,7 +2,7 @@
 
 Exception
 ├── InputError            what the user gave cannot be used; never retried
-│   └── NotFound          the object, folder or bucket does not exist
+│   └── NotFound          the object or file does not exist
 ├── DamagedError          bytes are not what their index or manifest says; retried once at most
 └── StorageUnavailable    storage did not answer in spite of retries; a later start may succeed
 """
@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 class NotFound(InputError):
-    """No object, folder or bucket of that name."""
+    """No object or file of that name."""
 
 
 class DamagedError(Exception):

@@ -1,9 +1,10 @@
 """A worker function on N nodes under Ray Train: one rank per GPU, or as many per node as asked for on CPUs."""
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +44,21 @@ class _Node:
     gpus_per_rank: int
 
 
-def connect() -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine alone."""
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """In the cluster of RAY_ADDRESS, or in one that is started on this machine and ends with the context."""
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKERS_START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
     # Ray would print each line of a rank twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if not ray.is_initialized():
-        ray.init(log_to_driver=True, logging_level="WARNING")
+    ray.init(logging_level="WARNING")
+    try:
+        yield
+    finally:
+        ray.shutdown()  # and with it the ranks' last lines are printed
 
 
 def launch(worker: Worker, config: dict[str, Any], placement: Placement, storage_url: str) -> None:
@@ -59,7 +67,11 @@ def launch(worker: Worker, config: dict[str, Any], placement: Placement, storage
     `config` must be plain values: it is written into Ray's own records. `storage_url` is a folder or s3:// URL that all
     nodes reach, for these records. Raises InputError where the cluster stays too small for `wait_s`.
     """
-    connect()
+    with connected():
+        _train(worker, config, placement, storage_url)
+
+
+def _train(worker: Worker, config: dict[str, Any], placement: Placement, storage_url: str) -> None:
     node = _wait_for_nodes(placement)
     ranks = placement.nodes * node.ranks
     trainer = TorchTrainer(

@@ -246,7 +246,7 @@ def _explain(error: botocore.exceptions.ClientError, place: str) -> Exception:
     if code in ("412", "PreconditionFailed"):
         return DamagedError(f"{place}: was replaced while it was read")
     if code == "NoSuchBucket":
-        return NotFound(f"{place}: no such bucket; create it or mend the URL (AWS_ENDPOINT_URL names the server)")
+        return InputError(f"{place}: no such bucket; create it or mend the URL (AWS_ENDPOINT_URL names the server)")
     if code in _MISSING:
         return NotFound(f"{place}: no such object")
     if code in ("416", "InvalidRange"):

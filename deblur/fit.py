@@ -101,7 +101,8 @@ def fit(
                 if rank.rank == 0:
                     run.add_metrics(metrics)
                     print(progress(run.name, metrics, total), flush=True)
-                sync.report(metrics)
+                if record.validate:
+                    sync.report(metrics)
             if record.validate and rank.rank == 0:
                 write_sample(updater.generator, dataset, run, rank, images_seen)
             if record.checkpoint and rank.rank == 0:

@@ -1,0 +1,307 @@
+"""Packing: what is found, how it is split and cut, what is refused, and what a stop in between leaves."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import InputError
+from cluster.storage import join, open_store
+from deblur.data import pictures
+from deblur.data.blur import blurred
+from deblur.data.loader import pairs_of
+from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
+from deblur.data.shards import Index, Split, read_index
+from deblur.pack import Settings, pack, starts, summary
+from tests.datasets import picture
+
+SCENES = {"train": ["GOPR01_00_00", "GOPR02_00_00", "GOPR03_00_00"], "test": ["GOPR09_00_00"]}
+
+
+@pytest.fixture
+def gopro(tmp_path: Path) -> Path:
+    """A small tree of GOPRO_Large's layout: 3 train scenes and 1 test scene of 4 pairs each."""
+    root = tmp_path / "GOPRO_Large"
+    for split, scenes in SCENES.items():
+        for scene in scenes:
+            for nth in range(4):
+                for kind in ("blur", "blur_gamma", "sharp"):
+                    write(
+                        root / split / scene / kind / f"{nth:06d}.png",
+                        picture(hash_of(split, scene, nth, kind), 40, 50),
+                    )
+    return root
+
+
+def hash_of(*parts: object) -> int:
+    return int.from_bytes("".join(map(str, parts)).encode(), "little") % 2**31
+
+
+def write(path: Path, pixels: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(path, **options)
+
+
+def packed(source: Path | str, out: Path, **more: object) -> Index:
+    return pack(Settings(source=str(source), out=str(out), **{"validation_scenes": 1, **more}))
+
+
+def keys(split: Split) -> list[str]:
+    return [sample.key for shard in split.shards for sample in shard.samples]
+
+
+def objects(folder: Path) -> dict[str, bytes]:
+    return {key: open_store(folder).get(key) for key in open_store(folder).list()}
+
+
+def test_a_gopro_tree_is_packed_whole_with_its_files_bytes(gopro: Path, tmp_path: Path) -> None:
+    index = packed(gopro, tmp_path / "out", blur="blur_gamma")
+    assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 8, "validation": 4, "test": 4}
+    store = open_store(tmp_path / "out")
+    for split_name, split in index.splits.items():
+        for key, (blurry, sharp) in zip(keys(split), pairs_of(store, split, range(split.num_samples), 1), strict=True):
+            scene, nth = key.rsplit("-", 1)
+            folder = gopro / ("test" if split_name == "test" else "train") / scene
+            assert np.array_equal(blurry, np.array(PIL.Image.open(folder / "blur_gamma" / f"{nth}.png")))
+            assert np.array_equal(sharp, np.array(PIL.Image.open(folder / "sharp" / f"{nth}.png")))
+
+
+def test_png_files_are_kept_byte_for_byte(gopro: Path, tmp_path: Path) -> None:
+    index = packed(gopro, tmp_path / "out", blur="blur")
+    data = open_store(tmp_path / "out").get(index.splits["test"].shards[0].name)
+    assert (gopro / "test" / "GOPR09_00_00" / "blur" / "000002.png").read_bytes() in data
+
+
+def test_no_scene_is_in_two_splits(gopro: Path, tmp_path: Path) -> None:
+    index = packed(gopro, tmp_path / "out", blur="blur", validation_scenes=2)
+    scenes = {name: {key.rsplit("-", 1)[0] for key in keys(split)} for name, split in index.splits.items()}
+    assert len(scenes["validation"]) == 2
+    assert not scenes["train"] & scenes["validation"]
+    assert scenes["train"] | scenes["validation"] == set(SCENES["train"])
+    assert scenes["test"] == set(SCENES["test"])
+
+
+def test_training_samples_are_shuffled_across_scenes_and_the_others_are_not(gopro: Path, tmp_path: Path) -> None:
+    index = packed(gopro, tmp_path / "out", blur="blur", validation_scenes=0)
+    assert keys(index.splits["train"]) != sorted(keys(index.splits["train"]))
+    assert keys(index.splits["test"]) == sorted(keys(index.splits["test"]))
+
+
+def test_the_same_input_gives_the_same_bytes_of_every_object(gopro: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        packed(gopro, tmp_path / name, blur="blur", cut=32, step=16)
+    assert objects(tmp_path / "a") == objects(tmp_path / "b")
+
+
+def test_flat_folders_are_paired_by_name(tmp_path: Path) -> None:
+    for scene in ("GOPR01_11_00", "GOPR02_11_00"):
+        for nth in range(3):
+            for side in "AB":
+                write(tmp_path / "flat" / side / f"{scene}_{nth:06d}.png", picture(hash_of(scene, nth, side), 40, 50))
+    index = packed(tmp_path / "flat", tmp_path / "out")
+    assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 3, "validation": 3}
+    store, split = open_store(tmp_path / "out"), index.splits["validation"]
+    for key, (blurry, sharp) in zip(keys(split), pairs_of(store, split, range(3), 1), strict=True):
+        assert np.array_equal(blurry, np.array(PIL.Image.open(tmp_path / "flat" / "A" / f"{key}.png")))
+        assert np.array_equal(sharp, np.array(PIL.Image.open(tmp_path / "flat" / "B" / f"{key}.png")))
+
+
+def test_photographs_are_blurred_by_their_own_seeds(tmp_path: Path) -> None:
+    for name in ("a.jpg", "sub/b.png", "c.png"):
+        write(tmp_path / "in" / name, picture(hash_of(name), 60, 70))
+    one = packed(tmp_path / "in", tmp_path / "one")
+    (tmp_path / "in" / "c.png").unlink()
+    packed(tmp_path / "in", tmp_path / "two", validation_scenes=0)
+    assert sum(split.num_samples for split in one.splits.values()) == 3
+
+    def blur_of_b(out: Path) -> np.ndarray:
+        store, index = open_store(out), read_index(open_store(out))
+        return next(
+            pair[0]
+            for split in index.splits.values()
+            for key, pair in zip(keys(split), pairs_of(store, split, range(split.num_samples), 1), strict=True)
+            if key == "sub-b"
+        )
+
+    assert np.array_equal(blur_of_b(tmp_path / "one"), blur_of_b(tmp_path / "two"))
+    assert not np.array_equal(blur_of_b(tmp_path / "one"), np.array(PIL.Image.open(tmp_path / "in" / "sub" / "b.png")))
+
+
+@given(length=st.integers(1, 300), cut=st.integers(1, 100), data=st.data())
+def test_squares_cover_the_picture_and_stay_inside(length: int, cut: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(1, cut))
+    covered = np.zeros(length, int)
+    for start in starts(length, cut, step):
+        assert 0 <= start <= max(0, length - cut)
+        covered[start : start + cut] += 1
+    assert covered.min() >= 1
+
+
+def test_only_training_pictures_are_cut(gopro: Path, tmp_path: Path) -> None:
+    index = packed(gopro, tmp_path / "out", blur="blur", cut=32, step=16)
+    # 40x50: rows at 0 and 8, columns at 0, 16 and 18
+    assert index.splits["train"].num_samples == 8 * 2 * 3
+    assert index.splits["train"].smallest == (32, 32)
+    assert index.splits["validation"].smallest == index.splits["test"].smallest == (40, 50)
+    store, split = open_store(tmp_path / "out"), index.splits["train"]
+    for key, (blurry, sharp) in zip(keys(split), pairs_of(store, split, range(split.num_samples), 1), strict=True):
+        scene, nth, row, column = key.rsplit("-", 3)
+        top, left = int(row[1:]), int(column[1:])
+        for side, pixels in (("blur", blurry), ("sharp", sharp)):
+            whole = np.array(PIL.Image.open(gopro / "train" / scene / side / f"{nth}.png"))
+            assert np.array_equal(pixels, whole[top : top + 32, left : left + 32])
+
+
+def test_killed_between_shards_the_same_command_leaves_the_same_dataset(gopro: Path, tmp_path: Path) -> None:
+    packed(gopro, tmp_path / "straight", blur="blur", shard_mb=1)
+    script = """
+        import os, signal
+        from cluster import storage
+        from deblur.pack import Settings, pack
+        real, left = storage.FolderStore.put, [1]
+        def put(self, key, data):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            real(self, key, data)
+        storage.FolderStore.put = put
+        pack(Settings(source=GOPRO, out=OUT, blur="blur", validation_scenes=1, shard_mb=1))
+    """
+    script = f"GOPRO, OUT = {str(gopro)!r}, {str(tmp_path / 'killed')!r}\n" + textwrap.dedent(script)
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left_behind = tmp_path / "killed" / "train" / "000099.tar"
+    left_behind.parent.mkdir(parents=True, exist_ok=True)
+    left_behind.write_bytes(b"of an earlier pack with more shards")
+    assert not (tmp_path / "killed" / "index.json").exists()
+    packed(gopro, tmp_path / "killed", blur="blur", shard_mb=1)
+    assert objects(tmp_path / "killed") == objects(tmp_path / "straight")
+
+
+def test_a_bucket_gets_the_bytes_of_a_folder(gopro: Path, tmp_path: Path, bucket: str) -> None:
+    packed(gopro, tmp_path / "out", blur="blur")
+    pack(Settings(source=str(gopro), out=join(bucket, "gopro"), blur="blur", validation_scenes=1))
+    store = open_store(join(bucket, "gopro"))
+    assert {key: store.get(key) for key in store.list()} == objects(tmp_path / "out")
+
+
+def test_the_summary_says_whether_gopro_is_whole(gopro: Path, tmp_path: Path) -> None:
+    text = summary(packed(gopro, tmp_path / "out", blur="blur"))
+    assert "train: 8 samples" in text
+    assert "NOT the whole GOPRO_Large, which has 2,103 train, 1,111 test pairs" in text
+
+
+def test_the_held_out_photograph_is_in_no_other_split() -> None:
+    names = [name for split in PHOTOGRAPHS.values() for name in split]
+    assert len(names) == len(set(names))
+    (held_out,) = blurred_photographs("test")
+    assert np.array_equal(held_out.blurred, blurred(held_out.sharp, (3, 0, 0)))
+    assert not np.array_equal(held_out.blurred, held_out.sharp)
+
+
+# ---- refusals, before anything is written
+
+
+def refused(match: str, source: Path | str, out: Path, **more: object) -> None:
+    with pytest.raises(InputError, match=match):
+        packed(source, out, **more)
+    assert not open_store(out).list(), "nothing may have been written"
+
+
+def test_a_gopro_tree_without_a_choice_of_blur_is_refused(gopro: Path, tmp_path: Path) -> None:
+    refused(r"--blur blur .*--blur blur_gamma", gopro, tmp_path / "out")
+
+
+def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.png", picture(0, 40, 50))
+    refused("no GOPRO tree", tmp_path / "in", tmp_path / "out", blur="blur")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    refused(r"nowhere: no such folder", tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_folder_without_pictures_is_refused_with_the_layouts(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(r"empty: no pictures.*SCENE", tmp_path / "empty", tmp_path / "out")
+
+
+@pytest.mark.parametrize("side", ["blur", "sharp"])
+def test_a_picture_without_its_partner_is_refused_with_both_names(gopro: Path, tmp_path: Path, side: str) -> None:
+    other = {"blur": "sharp", "sharp": "blur"}[side]
+    (gopro / "train" / "GOPR02_00_00" / other / "000001.png").unlink()
+    missing = rf"GOPR02_00_00/{side}/000001\.png: has no partner .*GOPR02_00_00/{other}/000001\.png"
+    refused(missing, gopro, tmp_path / "out", blur="blur")
+
+
+def test_sizes_that_differ_are_refused_with_both_names_and_sizes(gopro: Path, tmp_path: Path) -> None:
+    write(gopro / "test" / "GOPR09_00_00" / "blur" / "000003.png", picture(0, 40, 51))
+    sizes = r"blur/000003\.png is 51x40 but .*sharp/000003\.png is 50x40"
+    refused(sizes, gopro, tmp_path / "out", blur="blur")
+
+
+def test_more_validation_scenes_than_there_are_is_refused_with_the_number(gopro: Path, tmp_path: Path) -> None:
+    refused(
+        r"--validation-scenes 3: .*only 3 scenes.*2 or less", gopro, tmp_path / "out", blur="blur", validation_scenes=3
+    )
+
+
+def test_what_is_no_picture_is_refused_by_name(gopro: Path, tmp_path: Path) -> None:
+    (gopro / "train" / "GOPR01_00_00" / "sharp" / "000000.png").write_bytes(b"no picture")
+    refused(r"sharp/000000\.png: not a picture", gopro, tmp_path / "out", blur="blur")
+
+
+def test_a_picture_that_is_cut_short_ends_the_pack_without_an_index(gopro: Path, tmp_path: Path) -> None:
+    path = gopro / "train" / "GOPR01_00_00" / "sharp" / "000000.png"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(InputError, match=r"sharp/000000\.png: does not decode"):
+        packed(gopro, tmp_path / "out", blur="blur")
+    assert "index.json" not in open_store(tmp_path / "out").list()
+
+
+def test_a_dataset_that_is_there_is_kept_unless_told(gopro: Path, tmp_path: Path) -> None:
+    packed(gopro, tmp_path / "out", blur="blur")
+    before = objects(tmp_path / "out")
+    with pytest.raises(InputError, match="--overwrite"):
+        packed(gopro, tmp_path / "out", blur="blur_gamma")
+    assert objects(tmp_path / "out") == before
+    packed(gopro, tmp_path / "out", blur="blur_gamma", overwrite=True)
+    assert read_index(open_store(tmp_path / "out")).made["blur"] == "blur_gamma"
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1999)
+    png = io.BytesIO()
+    PIL.Image.fromarray(picture(0, 40, 50)).save(png, "PNG")
+    with pytest.raises(InputError, match=r"bomb\.png: 50x40 is over the limit"):
+        pictures.decode(png.getvalue(), "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--out", "x"], "error: nowhere: no such folder"),
+        (["samples", "--out", "x", "--step", "9"], "needs a --cut"),
+    ],
+)
+def test_the_command_ends_with_one_line_and_a_code(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deblur.pack", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,216 @@
+"""The command: what it refuses before any work, and real runs over Ray on one node, on two, and after a kill."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ray.job_submission import JobSubmissionClient
+
+from cluster.errors import InputError
+from cluster.local import Settings as ClusterSettings
+from cluster.local import local_cluster
+from cluster.storage import join, open_store
+from deblur import recipe as recipes
+from deblur.models.vgg import load_features
+from deblur.recipe import DataRecipe, GeneratorRecipe
+from deblur.run import Run
+from deblur.train import parse, prepare
+from tests.datasets import write_dataset
+
+REPOSITORY = Path(__file__).parents[2]
+# The smallest run that is still the paper's: penalty, five critic steps, InstanceNorm.
+SMALL = shlex.split("""
+    --recipe paper --batch-size 4 --crop 24 --generator.filters 4 --generator.blocks 1 --critic.filters 4
+    --critic.layers 2 --features vgg16-block1_conv2 --feature-weights random --precision float32
+""")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(open_store(folder), train=43)
+    return str(folder)
+
+
+# ---- settings
+
+
+def test_flags_change_fields_of_the_preset() -> None:
+    settings = parse(["--recipe", "blog", "--batch-size", "8", "--generator.filters", "32", "--nodes", "4"])
+    assert settings.nodes == 4
+    expected = replace(recipes.blog(), generator=GeneratorRecipe(norm="batch", output="mean", filters=32))
+    assert settings.recipe == replace(expected, data=replace(recipes.blog().data, batch_size=8))
+
+
+def test_without_flags_the_recipe_is_the_papers() -> None:
+    assert parse([]).recipe == recipes.paper()
+
+
+def test_a_recipe_is_read_from_its_file(tmp_path: Path) -> None:
+    recipe = replace(recipes.demo(), seed=7)
+    (tmp_path / "best.json").write_text(recipes.to_json(recipe))
+    assert parse(["--recipe", str(tmp_path / "best.json")]).recipe == recipe
+
+
+def test_the_environment_names_the_roots_and_flags_win(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEBLUR_DATA", data)
+    monkeypatch.setenv("DEBLUR_RUNS", str(tmp_path / "by-environment"))
+    settings, dataset, _ = prepare(parse(SMALL))
+    assert settings.data == data
+    assert settings.runs == str(tmp_path / "by-environment")
+    assert settings.run == f"paper-{dataset.index.digest[:8]}"
+    settings, _, _ = prepare(parse([*SMALL, "--runs", str(tmp_path / "by-flag")]))
+    assert settings.runs == str(tmp_path / "by-flag")
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--recipe", "papre"], r"--recipe papre: no such recipe; choose blog, paper, demo"),
+        (["--batch-size", "4", "--nodes", "5"], r"5 ranks cannot share batches of 4; choose --batch-size 5"),
+        (["--batch-size", "2", "--ranks-per-node", "3"], r"3 ranks cannot share batches of 2"),
+        (["--batch-size", "64"], r"batch size 64 is more than the 43 samples"),
+        (["--crop", "64"], r"--crop 64 is larger than the smallest training picture \(56x48\)"),
+        (["--data", "nowhere"], r"nowhere/index\.json: missing.*deblur\.pack"),
+        (["--data", "gs://bucket/x"], r"gs://bucket/x: only folders and s3://"),
+        (["--feature-weights", "pretrained", "--vgg-weights", "no.pth"], r"no\.pth"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        prepare(parse([*SMALL, "--data", data, "--runs", "runs", *more]))
+    assert not list(tmp_path.rglob("*")), "nothing may have been written"
+
+
+def test_a_missing_bucket_is_refused_by_name(bucket: str) -> None:
+    with pytest.raises(InputError, match=r"s3://there-is-no-such/.*no such bucket"):
+        prepare(parse([*SMALL, "--data", "s3://there-is-no-such/data"]))
+
+
+def test_wrong_credentials_are_refused_with_the_variables(
+    s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    with pytest.raises(InputError, match=r"no credentials; set AWS_ACCESS_KEY_ID"):
+        prepare(parse([*SMALL, "--data", "s3://bucket/data"]))
+
+
+def test_vgg_weights_of_a_file_are_taken(data: str, tmp_path: Path) -> None:
+    features = load_features("vgg16-block1_conv2", "random", None)
+    torch.save(features.state_dict(), tmp_path / "vgg.pth")
+    weights = ["--feature-weights", "pretrained", "--vgg-weights", str(tmp_path / "vgg.pth")]
+    _, _, loaded = prepare(parse([*SMALL, "--data", data, "--runs", str(tmp_path / "runs"), *weights]))
+    assert torch.equal(loaded.state_dict()["features.0.weight"], features.state_dict()["features.0.weight"])
+
+
+# ---- real runs
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "deblur.train", *SMALL, *arguments]
+
+
+def test_two_ranks_of_one_node_train_and_a_second_start_finds_nothing_to_do(data: str, tmp_path: Path) -> None:
+    arguments = command(
+        "--data", data, "--runs", str(tmp_path), "--run", "r", "--ranks-per-node", "2", "--images", "48"
+    )
+    first = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "48/48 images" in first.stdout + first.stderr
+    run = Run(str(tmp_path / "r"))
+    assert run.checkpoints.list()[-1].images_seen == 48
+    assert {"recipe.json", "origin.json", "metrics.jsonl"} <= set(run.store.list())
+    assert run.read_metrics()[-1]["images_seen"] == 48
+    again = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp_path: Path, num_ranks: int) -> None:
+    """SIGKILL to every process of the run, driver and Ray included, then the same command."""
+    environment = os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 4})}
+
+    def start(run: str) -> subprocess.Popen[bytes]:
+        arguments = ["--data", data, "--runs", str(tmp_path), "--run", run, "--images", "1200", "--checkpoint-s", "0"]
+        arguments += ["--ranks-per-node", str(num_ranks), "--validate-images", "100000"]
+        return subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment, start_new_session=True)
+
+    def generator(run: str) -> bytes:
+        checkpoints = Run(str(tmp_path / run)).checkpoints
+        newest = checkpoints.list()[-1]
+        assert newest.images_seen == 1200
+        return checkpoints.load_part(newest, "generator.safetensors")
+
+    assert start("straight").wait() == 0
+    driver = start("killed")
+    while not Run(str(tmp_path / "killed")).checkpoints.list():
+        assert driver.poll() is None
+        time.sleep(0.01)
+    kill_session(driver.pid)
+    assert 0 < Run(str(tmp_path / "killed")).checkpoints.list()[-1].images_seen < 1200
+    assert start("killed").wait() == 0
+    assert generator("killed") == generator("straight")
+
+
+def kill_session(leader: int) -> None:
+    """SIGKILL to the driver and to whatever descends from it; Ray's processes have left its process group."""
+    import psutil
+
+    family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(s3_server: dict[str, str]) -> Iterator[str]:
+    """The jobs address of a cluster of a head and two worker nodes."""
+    with local_cluster(ClusterSettings(nodes=2)) as addresses:
+        yield addresses.jobs
+
+
+def submit(address: str, entrypoint: str, environment: dict[str, str]) -> str:
+    """`ray job submit --working-dir . -- ENTRYPOINT`; its log, when it has ended well."""
+    client = JobSubmissionClient(address)
+    runtime = {"working_dir": str(REPOSITORY), "env_vars": environment, "excludes": ["runs", ".venv", ".git"]}
+    job = client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.5)
+    assert client.get_job_status(job) == "SUCCEEDED", client.get_job_logs(job)
+    return client.get_job_logs(job)
+
+
+def test_a_job_on_two_nodes_leaves_its_run_in_the_bucket(
+    two_nodes: str, bucket: str, s3_server: dict[str, str]
+) -> None:
+    write_dataset(open_store(join(bucket, "data")), train=43)
+    environment = s3_server | {"DEBLUR_DATA": join(bucket, "data"), "DEBLUR_RUNS": join(bucket, "runs")}
+    log = submit(two_nodes, f"python -m deblur.train {' '.join(SMALL)} --nodes 2 --images 48 --run r", environment)
+    assert "48/48 images" in log
+    run = Run(join(bucket, "runs", "r"))
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    assert newest[0].images_seen == 48
+    keys = set(run.store.list())
+    assert {"recipe.json", "origin.json", "metrics.jsonl", "samples/000000000048.png"} <= keys
+    assert recipes.from_json(run.store.get("recipe.json"), "").data == DataRecipe(batch_size=4, crop=24, images=48)
