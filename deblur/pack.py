@@ -6,11 +6,12 @@ starts again and leaves the same bytes.
 """
 
 import sys
+import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -191,8 +192,23 @@ def _write(store: Store, split: str, sources: Sequence[Source], settings: Settin
     cut = None if split != "train" else (SAMPLE_CUT, SAMPLE_STEP) if settings.source == SAMPLES else _cut_of(settings)
     with ThreadPoolExecutor(_THREADS) as pool:
         packed = _in_order(pool, partial(_pack_one, cut=cut), sources)
-        shown = tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None)
-        return write_split(store, split, chain.from_iterable(shown), settings.shard_mb * 1_000_000)
+        samples = chain.from_iterable(tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None))
+        if cut:
+            samples = _shuffled(samples, settings.seed)
+        return write_split(store, split, samples, settings.shard_mb * 1_000_000)
+
+
+def _shuffled(samples: Iterable[PackedSample], seed: int) -> Iterator[PackedSample]:
+    """The same in random order, by way of a temporary folder: neighbours would be pieces of one picture."""
+    with tempfile.TemporaryDirectory(prefix="deblur-pack-") as folder:
+        spool = open_store(folder)
+        waiting = []
+        for nth, sample in enumerate(samples):
+            spool.put(f"{nth}.blurred", sample.blurred_png)
+            spool.put(f"{nth}.sharp", sample.sharp_png)
+            waiting.append(replace(sample, blurred_png=b"", sharp_png=b""))
+        for nth in np.random.default_rng([seed, len(waiting)]).permutation(len(waiting)):
+            yield replace(waiting[nth], blurred_png=spool.get(f"{nth}.blurred"), sharp_png=spool.get(f"{nth}.sharp"))
 
 
 def _cut_of(settings: Settings) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cluster.errors import InputError, NotFound, one_line_errors
 from cluster.storage import Store, join, open_store
@@ -30,6 +30,7 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 _GENERATOR_TERMS = (("content", _BLUE, "-"), ("pixel", _ORANGE, "--"))
 _CRITIC_TERMS = (("wasserstein", _BLUE, "-"), ("adversarial", _ORANGE, "--"), ("penalty", _GREEN, ":"))
 _WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 3.4, 110
+_FEW = 20  # points of a curve that are drawn as such
 _DETAIL_SHARE = 0.25  # side of the detail as a share of the shorter side
 
 
@@ -74,22 +75,27 @@ def _draw_curves(row: Any, metrics: Metrics) -> None:
     for name, colour, style in _CRITIC_TERMS:
         _curve(critic, metrics, name, name, colour, style)
     critic.set(title="critic and generator", ylabel="score, unweighted")
-    _curve(quality, metrics, "validation_psnr", "restored", _BLUE, "-", marker="o")
+    _curve(quality, metrics, "validation_psnr", "restored", _BLUE, "-")
     _curve(quality, metrics, "validation_blurred_psnr", "blurred, as it came", _GREY, "--")
     quality.set(title="validation", ylabel="PSNR in dB")
     for axes in (generator, critic, quality):
         axes.set_xlabel("images seen")
-        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+        else:
+            axes.text(0.5, 0.5, "nothing reported yet", transform=axes.transAxes, ha="center")
 
 
-def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, style: str, **more: Any) -> None:
+def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, style: str) -> None:
     """One curve of the lines that have the key."""
     points = [(line["images_seen"], line[key]) for line in metrics if line.get(key) is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), label=label, color=colour, linestyle=style, markersize=4, **more)
+        marker = "o" if len(points) <= _FEW else ""  # a line of one point would not be seen
+        axes.plot(*zip(*points, strict=True), label=label, color=colour, linestyle=style, marker=marker, markersize=4)
 
 
 def _draw_strip(axes: np.ndarray, strip: Strip) -> None:

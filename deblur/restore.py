@@ -224,7 +224,7 @@ def _recipe_text(data: bytes, place: str) -> str:
 
 
 def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], place: str) -> None:
-    for name in [*expected, *found]:
+    for name in [*expected, *sorted(found)]:
         wanted, came = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
         if wanted != came:
             raise InputError(f"{place}: another network than its recipe's: tensor {name} is {came}, expected {wanted}")

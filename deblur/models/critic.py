@@ -3,14 +3,10 @@
 Pictures are RGB [B, 3, H, W] in [-1, 1].
 """
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from cluster.errors import InputError
 from deblur.models.layers import Norm, initialise, normalise
-
-CriticNorm = Norm | Literal["none"]
 
 
 class PatchCritic(nn.Module):
@@ -20,7 +16,7 @@ class PatchCritic(nn.Module):
     With 64 filters, 3 layers and InstanceNorm 2,764,737 parameters.
     """
 
-    def __init__(self, *, filters: int = 64, layers: int = 3, norm: CriticNorm) -> None:
+    def __init__(self, *, filters: int = 64, layers: int = 3, norm: Norm) -> None:
         super().__init__()
         widths = [filters * min(2**level, 8) for level in range(layers + 1)]
         stages: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, True)]
@@ -51,7 +47,7 @@ class DenseCritic(nn.Module):
     code the second convolution has as many filters as the first. BatchNorm has torch's epsilon and momentum.
     """
 
-    def __init__(self, *, filters: int = 64, norm: CriticNorm = "batch", crop: int) -> None:
+    def __init__(self, *, filters: int = 64, norm: Norm = "batch", crop: int) -> None:
         super().__init__()
         if crop < 32:
             raise InputError(f"data.crop is {crop}; the dense critic halves it four times and needs 32 or more")
@@ -86,6 +82,6 @@ class DenseCritic(nn.Module):
         return self.judge(self.stages(pictures))
 
 
-def _halving(channels: int, out: int, norm: CriticNorm) -> list[nn.Module]:
+def _halving(channels: int, out: int, norm: Norm) -> list[nn.Module]:
     """[B, channels, H, W] -> [B, out, H // 2, W // 2]"""
     return [nn.Conv2d(channels, out, 4, 2, 1), normalise(norm, out), nn.LeakyReLU(0.2, True)]

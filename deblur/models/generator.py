@@ -36,6 +36,15 @@ class ResNetGenerator(nn.Module):
         self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(f, 3, 7), nn.Tanh())
         self.output: Output = output
         initialise(self)
+        if norm == "none":
+            self._begin_near_identity()
+
+    @torch.no_grad()
+    def _begin_near_identity(self) -> None:
+        """Makes the branches small: unnormalised sums of them would begin, and often stay, far from any picture."""
+        for block in self.blocks:
+            block.change[-2].weight.mul_(0.1)
+        self.last[1].weight.mul_(0.01)
 
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same."""

@@ -4,20 +4,27 @@ from typing import Literal
 
 from torch import nn
 
-Norm = Literal["instance", "batch"]
+Norm = Literal["instance", "batch", "none"]
 
 
-def normalise(norm: Norm | Literal["none"], channels: int) -> nn.Module:
+def normalise(norm: Norm, channels: int) -> nn.Module:
     """The layer that normalises [B, channels, H, W]; InstanceNorm has neither weights nor memory, as in DeblurGAN."""
     layers = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}
     return layers[norm](channels)
 
 
 def initialise(network: nn.Module) -> None:
-    """Draws first weights from torch's global generator, as DeblurGAN does; biases are 0."""
+    """Draws first weights from torch's global generator, as DeblurGAN does; biases are 0.
+
+    Where no layer normalises, nothing else sets the scale of activations: He et al. do (arXiv:1502.01852).
+    """
+    normalised = any(isinstance(module, nn.InstanceNorm2d | nn.BatchNorm2d) for module in network.modules())
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, 0.0, 0.02)
+            if normalised:
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            else:
+                nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
         elif isinstance(module, nn.Linear):  # DeblurGAN has none; Keras, and so the article, draws them like this

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cluster.errors import InputError
 from cluster.storage import read_url
 
-FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv2"]
+FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 
 # Network, and how many of torchvision's `features` are taken.
 _TRUNKS: dict[FeatureName, tuple[str, int]] = {
@@ -21,8 +21,8 @@ _TRUNKS: dict[FeatureName, tuple[str, int]] = {
     "vgg16-block3_conv3": ("vgg16", 16),
     # DeblurGAN's code stops at index 14 (models/losses.py, conv_3_3_layer): conv3_3 without its ReLU.
     "vgg19-conv3_3": ("vgg19", 15),
-    # Early features, after the ReLU: the demo's.
-    "vgg16-block1_conv2": ("vgg16", 4),
+    # The earliest features, after the ReLU: the demo's.
+    "vgg16-block1_conv1": ("vgg16", 2),
 }
 # Filters of each convolution, 0 for a pooling. VGG16 and VGG19 are alike up to conv3_3.
 _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256)
@@ -50,7 +50,7 @@ class Features(nn.Module):
         self.eval()
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """RGB [B, 3, H, W] in [-1, 1] -> [B, C, h, w]: 256 channels at H // 4, or 64 at H for block1_conv2."""
+        """RGB [B, 3, H, W] in [-1, 1] -> [B, C, h, w]: 256 channels at H // 4, or 64 at H for block1_conv1."""
         return self.features(((pictures + 1) / 2 - self.mean) / self.deviation)
 
     def train(self, mode: bool = True) -> "Features":

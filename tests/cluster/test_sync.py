@@ -1,5 +1,7 @@
 """The agenda: what is due when, against a clock that the test moves."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,8 +63,8 @@ def test_reports_checkpoints_and_meetings_keep_their_seconds() -> None:
     assert meetings[1][0] - meetings[0][0] == 8 * 6
     saved = [images / 8 * 0.5 for images, record in meetings if record.checkpoint]
     reported = [images / 8 * 0.5 for images, record in meetings if record.report]
-    assert all(60 <= b - a <= 63 for a, b in zip(saved, saved[1:], strict=False))
-    assert all(10 <= b - a <= 13 for a, b in zip(reported, reported[1:], strict=False))
+    assert all(60 <= b - a <= 63 for a, b in itertools.pairwise(saved))
+    assert all(10 <= b - a <= 13 for a, b in itertools.pairwise(reported))
     assert len(saved) >= 15
 
 

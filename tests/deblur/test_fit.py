@@ -34,7 +34,7 @@ RECIPE = replace(
     precision="float32",
     generator=GeneratorRecipe(filters=4, blocks=1, dropout=0.5),
     critic=CriticRecipe(filters=4, layers=2),
-    loss=LossRecipe(critic_updates=2, features="vgg16-block1_conv2", feature_weights="random"),
+    loss=LossRecipe(critic_updates=2, features="vgg16-block1_conv1", feature_weights="random"),
     data=DataRecipe(batch_size=BATCH, crop=24, images=BATCH * UPDATES),
 )
 

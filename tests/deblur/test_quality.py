@@ -1,5 +1,7 @@
 """PSNR and SSIM against scikit-image, which is independent of ours."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import skimage.data
@@ -33,39 +35,39 @@ def _reference_ssim(restored: np.ndarray, sharp: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("height", "width"), [(11, 11), (12, 40), (97, 64)])
 @pytest.mark.parametrize("noise", [1.0, 20.0, 200.0])
-def test_both_equal_scikit_image(height, width, noise):
+def test_both_equal_scikit_image(height: int, width: int, noise: float) -> None:
     restored, sharp = _pair(height, width, noise)
     expected = skimage.metrics.peak_signal_noise_ratio(sharp, restored, data_range=255)
     assert psnr(_batch(restored), _batch(sharp)).item() == pytest.approx(expected, abs=1e-9)
     assert ssim(_batch(restored), _batch(sharp)).item() == pytest.approx(_reference_ssim(restored, sharp), abs=1e-9)
 
 
-def test_every_picture_of_a_batch_has_its_own_value():
+def test_every_picture_of_a_batch_has_its_own_value() -> None:
     pairs = [_pair(32, 48, noise) for noise in (2.0, 30.0)]
     restored, sharp = _batch(*(r for r, _ in pairs)), _batch(*(s for _, s in pairs))
     np.testing.assert_allclose(ssim(restored, sharp), [_reference_ssim(*pair) for pair in pairs], atol=1e-9)
     assert psnr(restored, sharp)[0] > psnr(restored, sharp)[1] + 15
 
 
-def test_equal_pictures_have_infinite_psnr_and_ssim_one():
+def test_equal_pictures_have_infinite_psnr_and_ssim_one() -> None:
     _, sharp = _pair(32, 32, 0.0)
     assert psnr(_batch(sharp), _batch(sharp)).item() == float("inf")
     assert ssim(_batch(sharp), _batch(sharp)).item() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_difference_of_one_level_is_48_decibels():
+def test_a_difference_of_one_level_is_48_decibels() -> None:
     grey = torch.full((1, 3, 16, 16), 128, dtype=torch.uint8)
     assert psnr(grey, grey + 1).item() == pytest.approx(20 * np.log10(255))
 
 
-def test_a_picture_smaller_than_the_window_is_refused_with_its_size():
+def test_a_picture_smaller_than_the_window_is_refused_with_its_size() -> None:
     small = torch.zeros(1, 3, 10, 40, dtype=torch.uint8)
     with pytest.raises(ValueError, match="40x10"):
         ssim(small, small)
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
-def test_floats_and_unequal_sizes_are_refused(measure):
+def test_floats_and_unequal_sizes_are_refused(measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     picture = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     with pytest.raises(ValueError, match="uint8"):
         measure(picture.float(), picture)
@@ -73,7 +75,7 @@ def test_floats_and_unequal_sizes_are_refused(measure):
         measure(picture[..., :15], picture)
 
 
-def test_all_256_levels_survive_the_way_to_floats_and_back():
+def test_all_256_levels_survive_the_way_to_floats_and_back() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     floats = from_uint8(levels)
     assert floats.dtype == torch.float32
@@ -81,6 +83,6 @@ def test_all_256_levels_survive_the_way_to_floats_and_back():
     assert torch.equal(to_uint8(floats), levels)
 
 
-def test_floats_are_rounded_not_truncated_and_clipped():
+def test_floats_are_rounded_not_truncated_and_clipped() -> None:
     levels = torch.tensor([99.4, 99.6, -3.0, 258.0])
     assert to_uint8(levels / 127.5 - 1).tolist() == [99, 100, 0, 255]

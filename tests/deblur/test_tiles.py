@@ -47,7 +47,7 @@ def _distance_db(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("height", "width"), [(533, 701), (40, 770), (SMALLEST + 1, SMALLEST - 1)])
-def test_with_batchnorm_tiles_equal_the_whole_picture(height, width):
+def test_with_batchnorm_tiles_equal_the_whole_picture(height: int, width: int) -> None:
     pictures = _floats(_photograph(height, width))
     generator = _resnet("batch")
     whole = _whole(generator, pictures)
@@ -57,14 +57,16 @@ def test_with_batchnorm_tiles_equal_the_whole_picture(height, width):
     )
 
 
-def test_without_enough_context_tiles_differ_from_the_whole_picture():
+def test_without_enough_context_tiles_differ_from_the_whole_picture() -> None:
     pictures = _floats(_photograph(60, 770))
     generator = _resnet("batch")
     tiled = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST, margin=0)
     assert (tiled - _whole(generator, pictures)).abs().max() > 0.01
 
 
-def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_picture(monkeypatch):
+def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pictures = _floats(skimage.data.rocket()[:427, :639])
     generator = _resnet("instance", filters=8)
     whole = _whole(generator, pictures)
@@ -74,7 +76,7 @@ def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_pi
     assert _distance_db(shared, whole) > _distance_db(own, whole) + 3
 
 
-def test_shared_statistics_of_one_tile_are_those_of_the_whole_picture():
+def test_shared_statistics_of_one_tile_are_those_of_the_whole_picture() -> None:
     pictures = _floats(_photograph(90, 120))
     generator = _resnet("instance")
     with torch.inference_mode():
@@ -83,7 +85,7 @@ def test_shared_statistics_of_one_tile_are_those_of_the_whole_picture():
         assert not torch.allclose(shared(pictures[..., :60]), generator(pictures[..., :60]), atol=1e-2)
 
 
-def test_statistics_of_tiles_are_weighed_by_their_pixels():
+def test_statistics_of_tiles_are_weighed_by_their_pixels() -> None:
     pictures = _floats(_photograph(64, 96))
     generator = nn.Sequential(nn.InstanceNorm2d(3, affine=True)).eval()
     nn.init.uniform_(generator[0].weight)
@@ -93,7 +95,7 @@ def test_statistics_of_tiles_are_weighed_by_their_pixels():
     assert isinstance(generator[0], nn.InstanceNorm2d)
 
 
-def test_tiles_share_the_overlap_and_start_on_the_strides_of_the_whole_picture():
+def test_tiles_share_the_overlap_and_start_on_the_strides_of_the_whole_picture() -> None:
     for length in (*range(1, 40), *range(900, 3000, 37)):
         for tile, overlap in ((512, 208), (1024, 208), (512, 0)):
             pieces = spans(length, tile, overlap)
@@ -103,7 +105,7 @@ def test_tiles_share_the_overlap_and_start_on_the_strides_of_the_whole_picture()
 
 
 @pytest.mark.parametrize("length", [100, 800, 1500, 2311])
-def test_weights_sum_to_one_and_context_has_none(length):
+def test_weights_sum_to_one_and_context_has_none(length: int) -> None:
     pieces = spans(length, 600, 2 * MARGIN + RAMP)
     weights = ramps(pieces, MARGIN)
     torch.testing.assert_close(weights.sum(dim=0), torch.ones(length))
@@ -112,7 +114,7 @@ def test_weights_sum_to_one_and_context_has_none(length):
         assert piece.stop == length or not weight[piece.stop - MARGIN :].any()
 
 
-def test_a_tile_without_room_for_its_context_is_refused():
+def test_a_tile_without_room_for_its_context_is_refused() -> None:
     with pytest.raises(ValueError, match=f"300 .* {SMALLEST}"):
         restore_tiled(nn.Identity(), torch.zeros(1, 3, 8, 8), device="cpu", tile=300)
 
@@ -120,9 +122,10 @@ def test_a_tile_without_room_for_its_context_is_refused():
 class _Recorder(nn.Module):
     """Gives back what it gets, and remembers its size; the first pictures over `limit` pixels meet a full GPU."""
 
-    def __init__(self, limit: float = float("inf")):
+    def __init__(self, limit: float = float("inf")) -> None:
         super().__init__()
-        self.limit, self.sizes = limit, []
+        self.limit = limit
+        self.sizes: list[tuple[int, ...]] = []
 
     def forward(self, pictures: Tensor) -> Tensor:
         if pictures[0, 0].numel() > self.limit:
@@ -131,7 +134,7 @@ class _Recorder(nn.Module):
         return pictures
 
 
-def test_a_picture_within_the_limit_goes_through_whole_and_a_larger_one_in_tiles():
+def test_a_picture_within_the_limit_goes_through_whole_and_a_larger_one_in_tiles() -> None:
     picture, recorder = _photograph(40, 700), _Recorder()
     np.testing.assert_array_equal(restore_picture(recorder, picture, device="cpu", max_pixels=28_000), picture)
     assert recorder.sizes == [(40, 700)]
@@ -141,7 +144,7 @@ def test_a_picture_within_the_limit_goes_through_whole_and_a_larger_one_in_tiles
     assert recorder.sizes == [(40, SMALLEST), (40, 700 - FACTOR)]
 
 
-def test_a_full_gpu_is_answered_with_tiles_and_a_warning(caplog):
+def test_a_full_gpu_is_answered_with_tiles_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     picture, recorder = _photograph(40, 700), _Recorder(limit=20_000)
     with caplog.at_level(logging.WARNING):
         restored = restore_picture(recorder, picture, device="cpu", tile=SMALLEST)
@@ -149,7 +152,7 @@ def test_a_full_gpu_is_answered_with_tiles_and_a_warning(caplog):
     assert "700 x 40" in caplog.text
 
 
-def test_a_picture_is_restored_as_floats_and_rounded():
+def test_a_picture_is_restored_as_floats_and_rounded() -> None:
     picture, generator = _photograph(33, 50), _resnet("instance")
     expected = to_uint8(_whole(generator, _floats(picture)))[0].permute(1, 2, 0).numpy()
     restored = restore_picture(generator, picture, device="cpu")

@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 # The smallest run that is still the paper's: penalty, five critic steps, InstanceNorm.
 SMALL = shlex.split("""
     --recipe paper --batch-size 4 --crop 24 --generator.filters 4 --generator.blocks 1 --critic.filters 4
-    --critic.layers 2 --features vgg16-block1_conv2 --feature-weights random --precision float32
+    --critic.layers 2 --features vgg16-block1_conv1 --feature-weights random --precision float32
 """)
 
 
@@ -116,7 +116,7 @@ def test_wrong_credentials_are_refused_with_the_variables(
 
 
 def test_vgg_weights_of_a_file_are_taken(data: str, tmp_path: Path) -> None:
-    features = load_features("vgg16-block1_conv2", "random", None)
+    features = load_features("vgg16-block1_conv1", "random", None)
     torch.save(features.state_dict(), tmp_path / "vgg.pth")
     weights = ["--feature-weights", "pretrained", "--vgg-weights", str(tmp_path / "vgg.pth")]
     _, _, loaded = prepare(parse([*SMALL, "--data", data, "--runs", str(tmp_path / "runs"), *weights]))

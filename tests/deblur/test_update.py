@@ -1,6 +1,7 @@
 """The update: what it changes, what it leaves alone, and that ranks do not matter."""
 
 import io
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def small(batch_size: int = 4, **loss: object) -> Recipe:
         paper(),
         generator=GeneratorRecipe(filters=4, blocks=2, dropout=0.0),
         critic=CriticRecipe(filters=4, layers=2),
-        loss=LossRecipe(features="vgg16-block1_conv2", feature_weights="random", **loss),
+        loss=LossRecipe(features="vgg16-block1_conv1", feature_weights="random", **loss),
         data=DataRecipe(batch_size=batch_size, crop=CROP),
     )
 
@@ -73,11 +74,11 @@ def make_updates(
 
 
 def idle_biases(recipe: Recipe) -> set[str]:
-    """Biases that InstanceNorm takes away again: their gradient is rounding alone, which Adam divides by its own size."""
+    """Biases that InstanceNorm takes away again: their gradient is rounding alone, which Adam divides by itself."""
     idle = set()
     for network, build in (("generator", build_generator), ("critic", build_critic)):
         modules = list(build(recipe).named_modules())
-        for (name, module), (_, after) in zip(modules, modules[1:], strict=False):
+        for (name, module), (_, after) in itertools.pairwise(modules):
             if isinstance(after, nn.InstanceNorm2d) and isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 idle.add(f"{network}.{name}.bias")
     assert len(idle) == 9 + 2  # generator: first, two down, 2 x 2 in blocks, two up; critic: all but first and last

@@ -20,7 +20,7 @@ from cluster.errors import InputError, NotFound
 from deblur.models.vgg import Features, digest, load_features
 
 # Features, torchvision's configuration of the network, and its layers up to the activation.
-TRUNKS = [("vgg16-block3_conv3", "D", 16), ("vgg19-conv3_3", "E", 15), ("vgg16-block1_conv2", "D", 4)]
+TRUNKS = [("vgg16-block3_conv3", "D", 16), ("vgg19-conv3_3", "E", 15), ("vgg16-block1_conv1", "D", 2)]
 MEND = "--vgg-weights takes a state dict with torchvision's names"
 
 
@@ -63,7 +63,7 @@ def test_activations_are_torchvisions_of_normalised_pictures(networks, tmp_path,
 
 
 def test_every_picture_of_a_batch_is_normalised():
-    features, pictures = load_features("vgg16-block1_conv2", "random", None).double(), _pictures().double()
+    features, pictures = load_features("vgg16-block1_conv1", "random", None).double(), _pictures().double()
     before = pictures.clone()
     alone = torch.cat([features(picture[None]) for picture in pictures])
     torch.testing.assert_close(features(pictures), alone, rtol=1e-10, atol=1e-10)
@@ -71,7 +71,7 @@ def test_every_picture_of_a_batch_is_normalised():
 
 
 def test_weights_are_frozen_and_pictures_get_a_gradient():
-    features = load_features("vgg16-block1_conv2", "random", None)
+    features = load_features("vgg16-block1_conv1", "random", None)
     assert not any(parameter.requires_grad for parameter in features.parameters())
     pictures = _pictures().requires_grad_()
     features(pictures).square().sum().backward()
@@ -80,7 +80,7 @@ def test_weights_are_frozen_and_pictures_get_a_gradient():
 
 
 def test_features_stay_in_evaluation():
-    parent = nn.Sequential(load_features("vgg16-block1_conv2", "random", None))
+    parent = nn.Sequential(load_features("vgg16-block1_conv1", "random", None))
     parent.train()
     assert parent.training
     assert not any(module.training for module in parent[0].modules())
@@ -123,26 +123,26 @@ def test_a_source_in_a_bucket_is_read_through_storage(networks, monkeypatch):
 
 
 def test_the_digest_is_of_names_shapes_and_little_endian_bytes(networks, tmp_path):
-    state = _state(networks["D"], keep=lambda index: index <= 2)
+    state = _state(networks["D"], keep=lambda index: index <= 0)
     expected = hashlib.sha256()
     for key in sorted(key for key in state if key.startswith("features.")):
         array = state[key].numpy()
         expected.update(f"{key} {list(array.shape)}\n".encode() + np.ascontiguousarray(array, "<f4").tobytes())
     source = _save(tmp_path / "a.safetensors", state)
-    assert digest(load_features("vgg16-block1_conv2", "pretrained", source)) == expected.hexdigest()
+    assert digest(load_features("vgg16-block1_conv1", "pretrained", source)) == expected.hexdigest()
 
 
 def test_the_digest_changes_with_one_weight():
-    features = load_features("vgg16-block1_conv2", "random", None)
+    features = load_features("vgg16-block1_conv1", "random", None)
     before = digest(features)
     with torch.no_grad():
-        features.features[2].bias[63] = 1e-30
+        features.features[0].bias[63] = 1e-30
     assert digest(features) != before
 
 
 @pytest.mark.parametrize(
     ("wanted", "network", "found"),
-    [("vgg19-conv3_3", "D", "vgg16"), ("vgg16-block3_conv3", "E", "vgg19"), ("vgg16-block1_conv2", "E", "vgg19")],
+    [("vgg19-conv3_3", "D", "vgg16"), ("vgg16-block3_conv3", "E", "vgg19"), ("vgg16-block1_conv1", "E", "vgg19")],
 )
 def test_weights_of_the_other_network_are_refused_where_they_can_be_told(networks, tmp_path, wanted, network, found):
     source = _save(tmp_path / "other.pth", _state(networks[network]))
@@ -240,4 +240,4 @@ def test_torchvisions_own_file_is_used_where_no_source_is_given(networks, monkey
 
 
 def test_a_trunk_has_no_more_layers_than_it_needs():
-    assert [len(Features(name).features) for name, _, _ in TRUNKS] == [16, 15, 4]
+    assert [len(Features(name).features) for name, _, _ in TRUNKS] == [16, 15, 2]

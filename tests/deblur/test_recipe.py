@@ -1,0 +1,111 @@
+"""Recipes: the table of the design, what is refused, and that files give back what was written."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cluster.errors import InputError
+from deblur import recipe as recipes
+from deblur.models.critic import DenseCritic, PatchCritic
+from deblur.models.generator import ResNetGenerator, UNetGenerator
+from deblur.recipe import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
+
+
+def test_paper_is_the_papers() -> None:
+    recipe = recipes.paper()
+    assert recipe.generator == GeneratorRecipe(
+        architecture="resnet",
+        filters=64,
+        blocks=9,
+        norm="instance",
+        dropout=0.5,
+        upsampling="transposed",
+        output="clamp",
+    )
+    assert recipe.critic == CriticRecipe(architecture="patch", filters=64, layers=3, norm="instance")
+    loss = recipe.loss
+    assert (loss.objective, loss.penalty_weight, loss.critic_updates) == ("wgan-gp", 10, 5)
+    assert (loss.features, loss.content_weight, loss.feature_weights) == ("vgg19-conv3_3", 100, "pretrained")
+    assert recipe.adam == AdamRecipe(generator_rate=1e-4, critic_rate=1e-4, beta1=0.5, beta2=0.999, decay_from=0.5)
+    assert (recipe.data.batch_size, recipe.data.crop, recipe.data.epochs) == (16, 256, 300)
+
+
+def test_blog_is_the_articles() -> None:
+    recipe = recipes.blog()
+    assert (recipe.generator.norm, recipe.generator.output, recipe.generator.dropout) == ("batch", "mean", 0.5)
+    assert (recipe.critic.architecture, recipe.critic.norm) == ("dense", "batch")
+    loss = recipe.loss
+    assert (loss.objective, loss.features, loss.content_weight) == ("wasserstein", "vgg16-block3_conv3", 100)
+    assert recipe.adam == AdamRecipe(generator_rate=1e-4, critic_rate=1e-4, beta1=0.9, beta2=0.999, decay_from=1.0)
+    assert (recipe.data.batch_size, recipe.data.crop, recipe.data.epochs) == (16, 256, 50)
+
+
+def test_demo_plays_the_whole_game() -> None:
+    loss = recipes.demo().loss
+    assert loss.objective == "wgan-gp"
+    assert min(loss.content_weight, loss.adversarial_weight, loss.penalty_weight) > 0
+
+
+@pytest.mark.parametrize("name", recipes.PRESETS)
+def test_a_file_gives_back_what_was_written(name: str) -> None:
+    recipe = recipes.PRESETS[name]()
+    assert recipes.from_json(recipes.to_json(recipe), "file") == recipe
+
+
+def test_a_recipe_makes_the_networks_that_it_names() -> None:
+    small = {"filters": 2, "dropout": 0.0}
+    assert isinstance(recipes.build_generator(Recipe(generator=GeneratorRecipe(**small))), ResNetGenerator)
+    unet = Recipe(generator=GeneratorRecipe(architecture="unet", **small))
+    assert isinstance(recipes.build_generator(unet), UNetGenerator)
+    assert isinstance(recipes.build_critic(Recipe(critic=CriticRecipe(filters=2))), PatchCritic)
+    assert isinstance(recipes.build_critic(recipes.blog()), DenseCritic)
+
+
+def test_the_difference_names_every_field_that_differs() -> None:
+    changed = replace(recipes.paper(), seed=3, data=DataRecipe(batch_size=1))
+    assert recipes.difference(recipes.paper(), changed) == ["seed: 0 -> 3", "data.batch_size: 16 -> 1"]
+    assert recipes.difference(recipes.paper(), recipes.paper()) == []
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: replace(recipes.paper(), critic=CriticRecipe(norm="batch")), r"BatchNorm mixes images.*--critic.norm"),
+        (lambda: replace(recipes.blog(), loss=LossRecipe(objective="vanilla")), r"ends in a sigmoid"),
+        (lambda: replace(recipes.paper(), data=DataRecipe(crop=16)), r"--crop 16 is too small.*24"),
+        (lambda: LossRecipe(content_weight=0), r"content_weight and pixel_weight are both 0"),
+        (lambda: LossRecipe(critic_updates=0), r"critic_updates is 0"),
+        (lambda: LossRecipe(penalty_weight=-1), r"penalty_weight is -1"),
+        (lambda: LossRecipe(content_weight=float("nan")), r"content_weight is nan"),
+        (lambda: AdamRecipe(beta1=1.0), r"beta1 is 1.0"),
+        (lambda: AdamRecipe(generator_rate=0.0), r"generator_rate is 0.0"),
+        (lambda: AdamRecipe(decay_from=1.5), r"decay_from is 1.5"),
+        (lambda: DataRecipe(batch_size=0), r"batch_size is 0"),
+        (lambda: DataRecipe(images=0), r"images is 0"),
+        (lambda: GeneratorRecipe(dropout=1.0), r"dropout is 1.0"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_by_name(build: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sed": 1}, r"f\.json: Recipe has no field 'sed'; it has name, seed"),
+        ({"data": {"batchsize": 1}}, r"f\.json: DataRecipe has no field 'batchsize'"),
+        ({"loss": {"objective": "hinge"}}, r"f\.json: objective is 'hinge'; choose one of wasserstein"),
+        ({"data": 3}, r"f\.json: DataRecipe must be a JSON object, not 3"),
+        ({"data": {"crop": "large"}}, r"f\.json"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_with_its_place(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recipes.from_json(json.dumps(change), "f.json")
+
+
+def test_what_is_no_json_is_refused_with_its_place() -> None:
+    with pytest.raises(InputError, match=r"f\.json: not a recipe"):
+        recipes.from_json("{", "f.json")

@@ -1,0 +1,223 @@
+"""Restoring files: size, orientation, alpha, grey and names are kept; a bad file stops nothing; models are checked."""
+
+import io
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.checkpoints import Checkpoints
+from cluster.errors import DamagedError, InputError
+from cluster.storage import Store, join, open_store
+from deblur import recipe as recipes
+from deblur import restore
+from deblur.recipe import GeneratorRecipe, Recipe, build_generator
+from deblur.restore import load_model, plan, restore_file
+from tests.datasets import picture
+
+RECIPE = replace(recipes.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
+CPU = torch.device("cpu")
+
+
+def weights_of(recipe: Recipe, seed: int = 0) -> bytes:
+    torch.manual_seed(seed)
+    return safetensors.torch.save(build_generator(recipe).state_dict(), metadata={"recipe": recipes.to_json(recipe)})
+
+
+def write_run(store: Store, *seeds: int) -> None:
+    checkpoints = Checkpoints(store, keep=9)
+    for nth, seed in enumerate(seeds):
+        checkpoints.save(8 * (nth + 1), {"generator.safetensors": weights_of(RECIPE, seed)})
+    checkpoints.wait()
+
+
+class Negative(torch.nn.Module):
+    """A generator whose work can be checked by eye: every value changes its sign."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return -pictures
+
+
+def restored(image: PIL.Image.Image, suffix: str = ".png", **options: object) -> PIL.Image.Image:
+    data = io.BytesIO()
+    image.save(data, {".png": "PNG", ".jpg": "JPEG"}[suffix], **options)
+    return PIL.Image.open(io.BytesIO(restore_file(Negative(), data.getvalue(), "in" + suffix, suffix, CPU)))
+
+
+def test_every_pixel_went_through_the_generator() -> None:
+    pixels = picture(0, 37, 53)
+    assert np.array_equal(np.array(restored(PIL.Image.fromarray(pixels))), 255 - pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_no_longer_told(orientation: int) -> None:
+    image, exif = PIL.Image.fromarray(picture(0, 37, 53)), PIL.Image.Exif()
+    exif[0x0112] = orientation
+    found = restored(image, exif=exif)
+    upright = {
+        1: lambda p: p,
+        2: np.fliplr,
+        3: lambda p: np.rot90(p, 2),
+        4: np.flipud,
+        5: lambda p: p.swapaxes(0, 1),
+        6: lambda p: np.rot90(p, -1),
+        7: lambda p: np.rot90(p, 2).swapaxes(0, 1),
+        8: np.rot90,
+    }[orientation](255 - picture(0, 37, 53))
+    assert np.array_equal(np.array(found), upright)
+    assert found.getexif().get(0x0112, 1) == 1
+
+
+def test_alpha_is_kept_as_it_was() -> None:
+    rgba = np.dstack([picture(0, 20, 30), np.arange(600).reshape(20, 30).astype(np.uint8)])
+    found = np.array(restored(PIL.Image.fromarray(rgba)))
+    assert np.array_equal(found[..., 3], rgba[..., 3])
+    assert np.array_equal(found[..., :3], 255 - rgba[..., :3])
+
+
+def test_grey_stays_grey() -> None:
+    grey = picture(0, 20, 30)[..., 0]
+    found = restored(PIL.Image.fromarray(grey))
+    assert found.mode == "L"
+    assert abs(np.array(found).astype(int) - (255 - grey)).max() <= 1
+
+
+def test_sixteen_bits_become_eight_of_the_same_brightness() -> None:
+    grey = picture(0, 20, 30)[..., 0].astype(np.uint16)
+    found = restored(PIL.Image.fromarray(grey * 257))
+    assert abs(np.array(found).astype(int) - (255 - grey.astype(int))).max() <= 1
+
+
+def test_the_colour_profile_is_kept() -> None:
+    found = restored(PIL.Image.fromarray(picture(0, 20, 30)), icc_profile=b"a profile")
+    assert found.info["icc_profile"] == b"a profile"
+
+
+def test_a_jpeg_stays_one() -> None:
+    grey = picture(0, 40, 60)[..., :1].repeat(3, axis=2)  # JPEG halves the resolution of colours
+    found = restored(PIL.Image.fromarray(grey), ".jpg", quality=95)
+    assert found.format == "JPEG"
+    assert abs(np.array(found).astype(int) - (255 - grey)).mean() < 4
+
+
+# ---- models
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "runs") if request.param == "folder" else join(request.getfixturevalue("bucket"), "runs")
+
+
+def test_a_run_gives_its_newest_generator_and_a_file_the_same(root: str) -> None:
+    write_run(open_store(join(root, "r")), 1, 2)
+    open_store(root).put("generator.safetensors", weights_of(RECIPE, 2))
+    blurred = torch.rand(1, 3, 20, 24) * 2 - 1
+    torch.manual_seed(2)
+    expected = build_generator(RECIPE).eval()(blurred)
+    for url in (join(root, "r"), join(root, "generator.safetensors")):
+        assert torch.equal(load_model(url, CPU)(blurred), expected)
+
+
+def test_a_place_without_a_checkpoint_is_refused_with_the_mend(root: str) -> None:
+    with pytest.raises(InputError, match=r"nothing: holds no checkpoint; --model takes a run"):
+        load_model(join(root, "nothing"), CPU)
+
+
+def test_a_damaged_generator_is_refused_by_name(tmp_path: Path) -> None:
+    write_run(open_store(tmp_path), 1)
+    path = tmp_path / "checkpoints" / "000000000008" / "generator.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(DamagedError, match=r"000000000008/generator\.safetensors"):
+        load_model(str(tmp_path), CPU)
+
+
+def test_another_architecture_is_refused_with_the_first_tensor_that_differs(tmp_path: Path) -> None:
+    other = replace(RECIPE, generator=replace(RECIPE.generator, filters=4))
+    torch.manual_seed(0)
+    data = safetensors.torch.save(build_generator(RECIPE).state_dict(), metadata={"recipe": recipes.to_json(other)})
+    (tmp_path / "g.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"tensor first\.1\.weight is \[2, 3, 7, 7\], expected \[4, 3, 7, 7\]"):
+        load_model(str(tmp_path / "g.safetensors"), CPU)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path(tmp_path / "executed").touch, ())
+
+    (tmp_path / "g.safetensors").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match=r"g\.safetensors: no generator with its recipe"):
+        load_model(str(tmp_path / "g.safetensors"), CPU)
+    assert not (tmp_path / "executed").exists()
+
+
+# ---- which file becomes which
+
+
+def test_folders_keep_their_sub_folders_and_names(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/sub/b.JPG", "in/notes.txt", "c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    out = tmp_path / "out"
+    found = plan([tmp_path / "in", tmp_path / "c.png"], out)
+    assert found == [
+        (tmp_path / "in/a.png", out / "a.png"),
+        (tmp_path / "in/sub/b.JPG", out / "sub/b.JPG"),
+        (tmp_path / "c.png", out / "c.png"),
+    ]
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"a/x\.png and .*b/x\.png would both become"):
+        plan([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "x.png").touch()
+    with pytest.raises(InputError, match=r"x\.png is an input and would be overwritten"):
+        plan([tmp_path / "x.png"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not one of")]
+)
+def test_what_is_no_photograph_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.doc").touch()
+    with pytest.raises(InputError, match=rf"{name}.*{message}"):
+        plan([tmp_path / name], tmp_path / "out")
+
+
+def test_one_bad_file_is_listed_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(open_store(tmp_path / "run"), 1)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "c.png"):
+        PIL.Image.fromarray(picture(1, 20, 30)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:200])
+    arguments = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--model", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["restore", *arguments, "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        restore.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "2 of 3 photographs restored" in printed.out
+    assert "b.png: does not decode" in printed.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_the_recipe_of_a_file_is_plain_json() -> None:
+    data = weights_of(RECIPE)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert json.loads(header["__metadata__"]["recipe"])["generator"]["filters"] == 2
