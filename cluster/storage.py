@@ -121,6 +121,9 @@ class FolderStore:
 
 
 _PARTIAL = ".partial"
+_UMASK = os.umask(0o022)  # can only be read by setting it
+os.umask(_UMASK)
+_FILE_MODE = 0o666 & ~_UMASK
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -131,17 +134,11 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
+        os.chmod(partial, _FILE_MODE)  # mkstemp's is for this user alone
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def s3_client():

@@ -22,7 +22,7 @@ class BlurSettings:
     The defaults suit pictures of about 500 pixels: blurs over 1 to 2 % of their width, as GOPRO has at 1280.
     """
 
-    shortest: float = 3.0
+    shortest: float = 5.0
     longest: float = 12.0
     steps: int = 1000
     """Points of a path."""

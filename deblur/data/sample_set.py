@@ -15,20 +15,18 @@ from deblur.data.blur import blurred
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (
         "astronaut",
-        "rocket",
+        "chelsea",
         "stereo_motorcycle",
-        "immunohistochemistry",
         "camera",
         "coins",
+        "immunohistochemistry",
         "brick",
-        "grass",
-        "gravel",
         "page",
     ),
-    "validation": ("chelsea",),
+    "validation": ("rocket",),
     "test": ("coffee",),
 }
-BLURS = {"train": 12, "validation": 2, "test": 1}  # different blurs of each photograph
+BLURS = {"train": 24, "validation": 2, "test": 1}  # different blurs of each photograph
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 

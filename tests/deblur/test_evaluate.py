@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.torch
 import skimage.data
 import skimage.metrics
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from cluster.errors import InputError
 from cluster.storage import open_store
 from deblur import evaluate as command
+from deblur import recipe as recipes
 from deblur.data import pictures
 from deblur.evaluate import Score, Settings, as_json, dataset_pairs, evaluate, folder_pairs, mean, table
 from deblur.quality import DEFINITION
+from deblur.recipe import GeneratorRecipe, Recipe, build_generator
 from tests.datasets import write_dataset
-from tests.deblur.test_restore import weights_file
 
 
 class Brighter(nn.Module):
@@ -150,8 +152,10 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_the_command_measures_the_dataset_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, generator = weights_file()
-    (tmp_path / "generator.safetensors").write_bytes(data)
+    recipe = Recipe(generator=GeneratorRecipe(filters=2, blocks=1, norm="batch", output="mean"))
+    generator = build_generator(recipe).eval()
+    metadata = {"recipe": recipes.to_json(recipe)}
+    safetensors.torch.save_file(generator.state_dict(), tmp_path / "generator.safetensors", metadata)
     write_dataset(open_store(tmp_path / "data"), train=1, validation=3)
     monkeypatch.setenv("DEBLUR_DATA", str(tmp_path / "data"))
     out = tmp_path / "scores.json"

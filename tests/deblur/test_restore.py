@@ -107,6 +107,48 @@ def test_a_jpeg_stays_one() -> None:
     assert abs(np.array(found).astype(int) - (255 - grey)).mean() < 4
 
 
+# ---- files that are more than three bytes a pixel
+
+
+def written(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def test_palettes_and_cmyk_become_rgb_and_transparency_stays() -> None:
+    palette = PIL.Image.fromarray(picture(0, 20, 30)).quantize(16)
+    assert np.array_equal(np.array(restored(palette)), 255 - np.array(palette.convert("RGB")))
+    clear = np.array(restored(palette, transparency=0))
+    assert np.array_equal(clear[..., 3] == 0, np.array(palette) == 0)
+    cmyk = PIL.Image.fromarray(picture(0, 20, 30)).convert("CMYK")
+    found = PIL.Image.open(io.BytesIO(restore_file(Negative(), written(cmyk, "TIFF"), "in.tif", ".tif", CPU)))
+    assert np.array_equal(np.array(found), 255 - np.array(cmyk.convert("RGB")))
+
+
+def test_alpha_that_the_output_cannot_hold_is_refused_not_dropped() -> None:
+    misnamed = written(PIL.Image.fromarray(np.dstack([picture(0, 20, 30), picture(1, 20, 30)[..., 0]])), "PNG")
+    with pytest.raises(InputError, match=r"in\.jpg.*alpha.*\.png"):
+        restore_file(Negative(), misnamed, "in.jpg", ".jpg", CPU)
+
+
+def test_several_pictures_in_one_file_and_32_bits_are_refused() -> None:
+    page = PIL.Image.fromarray(picture(0, 20, 30))
+    pages = written(page, "TIFF", save_all=True, append_images=[page])
+    floats = written(PIL.Image.fromarray(picture(0, 20, 30)[..., 0].astype(np.float32)), "TIFF")
+    for data, message in ((pages, "holds 2 pictures"), (floats, "holds F values")):
+        with pytest.raises(InputError, match=rf"in\.tif: {message}"):
+            restore_file(Negative(), data, "in.tif", ".tif", CPU)
+
+
+def test_of_a_phones_mpo_the_photograph_is_restored() -> None:
+    page, depth = PIL.Image.new("RGB", (30, 20), (40, 40, 40)), PIL.Image.new("RGB", (30, 20))
+    data = written(page, "MPO", save_all=True, append_images=[depth], quality=95)
+    found = PIL.Image.open(io.BytesIO(restore_file(Negative(), data, "in.jpg", ".jpg", CPU)))
+    assert found.format == "JPEG"
+    assert abs(np.array(found).astype(int) - 215).max() <= 2
+
+
 # ---- models
 
 
@@ -186,6 +228,16 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "x.png").touch()
     with pytest.raises(InputError, match=r"x\.png is an input and would be overwritten"):
         plan([tmp_path / "x.png"], tmp_path)
+
+
+def test_an_output_folder_within_the_inputs_is_not_restored_again(tmp_path: Path) -> None:
+    for name in ("in/x.png", "in/out/x.png"):  # the second one of an earlier run
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in/out", "link", "in/out/.."):
+        with pytest.raises(InputError, match=r"x\.png is an input and would be overwritten"):
+            plan([tmp_path / "in"], tmp_path / out)
 
 
 @pytest.mark.parametrize(

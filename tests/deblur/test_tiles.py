@@ -95,6 +95,20 @@ def test_statistics_of_tiles_are_weighed_by_their_pixels() -> None:
     assert isinstance(generator[0], nn.InstanceNorm2d)
 
 
+def test_shared_statistics_lie_on_the_device_of_the_pictures() -> None:
+    shared = share_statistics(nn.Sequential(nn.InstanceNorm2d(3)), [torch.zeros(1, 3, 8, 8, device="meta")])
+    assert shared[0].running_mean.device.type == shared[0].running_var.device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_tiles_on_a_gpu_come_to_those_on_the_cpu(norm: str) -> None:
+    picture, generator = _photograph(300, 701), _resnet(norm)
+    expected = restore_picture(generator, picture, device="cpu", max_pixels=0, tile=SMALLEST)
+    found = restore_picture(generator.to("cuda"), picture, device="cuda", max_pixels=0, tile=SMALLEST)
+    assert np.abs(found.astype(int) - expected).mean() < 1
+
+
 def test_tiles_share_the_overlap_and_start_on_the_strides_of_the_whole_picture() -> None:
     for length in (*range(1, 40), *range(900, 3000, 37)):
         for tile, overlap in ((512, 208), (1024, 208), (512, 0)):

@@ -1,0 +1,76 @@
+"""The house: arrows point down, and Ray is where it is said to be."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = sorted((ROOT / "cluster").glob("*.py"))
+DOMAIN = sorted((ROOT / "deblur").rglob("*.py"))
+WITH_RAY = {"cluster/launch.py", "cluster/sync.py", "cluster/local.py"}
+# These compute, and need nothing but torch or numpy and each other.
+PLAIN = {"deblur/losses.py": {"torch"}, "deblur/quality.py": {"torch"}, "deblur/models/generator.py": {"torch"}}
+PLAIN |= {"deblur/data/blur.py": {"numpy", "scipy"}, "deblur/randomness.py": {"numpy"}, "deblur/schedule.py": set()}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of all that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", CLUSTER, ids=lambda path: path.name)
+def test_cluster_knows_nothing_of_what_is_learned(path: Path) -> None:
+    assert "deblur" not in imports(path)
+    text = path.read_text().lower()
+    assert not [word for word in ("blur", "generator(", "critic") if word in text]
+
+
+def test_ray_is_imported_in_its_three_places_alone() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in CLUSTER + DOMAIN if "ray" in imports(path)}
+    assert found == WITH_RAY
+
+
+def test_the_client_of_s3_is_in_storage_alone() -> None:
+    assert [path.name for path in CLUSTER + DOMAIN if "boto3" in imports(path)] == ["storage.py"]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_computes_needs_little(name: str) -> None:
+    standard = set(sys.stdlib_module_names)
+    assert imports(ROOT / name) - standard - {"deblur"} == PLAIN[name]
+
+
+def test_everything_but_the_launch_can_be_imported_without_ray() -> None:
+    modules = [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in CLUSTER + DOMAIN
+        if path.name not in ("launch.py", "local.py")
+    ]
+    script = f"""
+        import importlib, sys
+        sys.modules["ray"] = None
+        for module in {modules!r}:
+            importlib.import_module(module)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
+
+
+def test_cluster_can_be_imported_without_deblur() -> None:
+    modules = [f"cluster.{path.stem}" for path in CLUSTER if path.stem != "__init__"]
+    script = f"""
+        import importlib, sys
+        sys.modules["deblur"] = None
+        for module in {modules!r}:
+            importlib.import_module(module)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
