@@ -94,7 +94,8 @@ def fit(
             record: Record = sync.meet(partial(agenda.decide, images_seen))
             updates_to_meeting = record.updates_to_next
             meter.check_finite()
-            quality = validate(updater.generator, dataset, rank, sync, threads) if record.validate else {}
+            with meter.paused():
+                quality = validate(updater.generator, dataset, rank, sync, threads) if record.validate else {}
             if record.report:
                 metrics = meter.report(images_seen, sync) | quality
                 metrics["epoch"] = images_seen // (plan.updates_per_epoch * plan.batch_size)

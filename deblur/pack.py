@@ -5,6 +5,7 @@ here, or the word samples for the photographs that come with scikit-image. Stopp
 starts again and leaves the same bytes.
 """
 
+import re
 import sys
 import tempfile
 import zlib
@@ -30,7 +31,7 @@ from deblur.data.shards import INDEX, Index, PackedSample, Split, write_index, w
 
 SAMPLES = "samples"
 GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the whole GOPRO_Large
-SAMPLE_CUT, SAMPLE_STEP = 160, 120  # small pieces: a demo should not spend its minutes on decoding
+SAMPLE_CUT, SAMPLE_STEP = 256, 192  # what the paper crops: small, for a demo should not spend its minutes on decoding
 _THREADS = 4
 
 
@@ -60,8 +61,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        if self.validation_scenes < 0:
-            raise InputError(f"--validation-scenes is {self.validation_scenes}; it must be at least 0")
+        for name in ("validation_scenes", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
         if self.step is not None and (self.cut is None or self.step > self.cut):
             raise InputError(f"--step {self.step} needs a --cut of at least that; nothing may be left between squares")
 
@@ -180,7 +182,9 @@ def _read(path: Path) -> Picture:
     """A picture of a file; the bytes of an RGB PNG of 8 bits are kept as they are."""
     data = path.read_bytes()
     header = pictures.open_picture(data, str(path))
-    kept = data if header.format == "PNG" and header.mode == "RGB" and not header.info.get("transparency") else None
+    # Bytes 24 and 25 are depth and colour type: Pillow calls a PNG of 16 bits RGB too.
+    plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and "transparency" not in header.info
+    kept = data if plain else None
     return Picture(name=str(path), pixels=pictures.decode(data, str(path)), png=kept)
 
 
@@ -263,7 +267,7 @@ def _remove_strangers(store: Store, index: Index) -> None:
     mine = {shard.name for split in index.splits.values() for shard in split.shards}
     for split in ("train", "validation", "test"):
         for key in store.list(f"{split}/"):
-            if key.endswith(".tar") and key not in mine:
+            if re.fullmatch(rf"{split}/\d{{6}}\.tar", key) and key not in mine:
                 store.delete(key)
 
 

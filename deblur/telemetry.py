@@ -1,5 +1,6 @@
 """What a run measures of itself: means over a report interval, and the line a person reads."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,13 @@ class Meter:
             item = next(items)
             self._waited_s += time.monotonic() - start
             yield item
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside takes no time: images per second are those of updates."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
 
     def add(self, terms: Tensor) -> None:
         """Adds what `Updater.update` returned, without waiting for it."""

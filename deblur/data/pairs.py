@@ -39,6 +39,12 @@ def layout_of(root: Path) -> Layout:
         return "gopro"
     if any((root / part / "A").is_dir() or (root / part / "B").is_dir() for part in ("", "train", "test")):
         return "flat"
+    # Blurred pictures must not be taken for sharp ones, nor test scenes for training ones.
+    for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
+        if folder.name in ("blur", "blur_gamma", "A", "B"):
+            raise InputError(
+                f"{root}: has blurred pictures in {folder} but not the layout that goes with them; expected {_EXPECTED}"
+            )
     return "photographs"
 
 
@@ -96,7 +102,7 @@ def check_sizes(pairs: Iterable[Pair]) -> None:
 
 def _matched(blurred: Path, sharp: Path) -> list[tuple[Path, Path]]:
     """Pictures of equal stems in two folders. Raises InputError naming the first without a partner."""
-    sides = [{path.stem: path for path in _pictures(folder)} for folder in (blurred, sharp)]
+    sides = [_by_stem(folder) for folder in (blurred, sharp)]
     for mine, others, folder in ((sides[0], sides[1], sharp), (sides[1], sides[0], blurred)):
         for stem, path in mine.items():
             if stem not in others:
@@ -104,6 +110,16 @@ def _matched(blurred: Path, sharp: Path) -> list[tuple[Path, Path]]:
                     f"{path}: has no partner {folder / path.name}; add it, or remove the one that is alone"
                 )
     return [(sides[0][stem], sides[1][stem]) for stem in sides[1]]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder. Raises InputError where two have one stem: one of them would be lost."""
+    found: dict[str, Path] = {}
+    for path in _pictures(folder):
+        if path.stem in found:
+            raise InputError(f"{found[path.stem]} and {path} have the same stem; rename or remove one")
+        found[path.stem] = path
+    return found
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -14,19 +14,20 @@ from deblur.data.blur import blurred
 
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (
-        "astronaut",
-        "chelsea",
+        "coffee",
+        "rocket",
         "stereo_motorcycle",
         "camera",
         "coins",
         "immunohistochemistry",
         "brick",
-        "page",
+        "grass",
+        "gravel",
     ),
-    "validation": ("rocket",),
-    "test": ("coffee",),
+    "validation": ("chelsea",),
+    "test": ("astronaut",),
 }
-BLURS = {"train": 24, "validation": 2, "test": 1}  # different blurs of each photograph
+BLURS = {"train": 20, "validation": 2, "test": 1}  # different blurs of each photograph
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 

@@ -8,6 +8,7 @@ after another, so that a ranged read fetches it whole; plain webdataset reads th
 import hashlib
 import io
 import json
+import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -109,7 +110,7 @@ def read_index(store: Store) -> Index:
             f"{place}: missing, so there is no dataset here; make one with python -m deblur.pack SOURCE --out "
             f"{store.url}, or mend --data (DEBLUR_DATA)"
         ) from None
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{place}: unreadable ({error!r}); pack the dataset again") from error
     if index.digest != raw["digest"]:
         raise DamagedError(f"{place}: its digest does not fit its content; pack the dataset again")
@@ -125,16 +126,31 @@ def unpack(data: bytes, shard_name: str, sample: Sample) -> tuple[bytes, bytes, 
     place = f"{shard_name}: {sample.key}"
     if len(data) != sample.length or zlib.crc32(data) != sample.crc32:
         raise DamagedError(f"{place}: its bytes are not those of the index (crc32); was the shard replaced?")
-    stream = [{"url": shard_name, "stream": io.BytesIO(data)}]
     try:
-        groups = list(group_by_keys(tar_file_expander(stream)))
+        _check_members(data, place, sample.key)
+        stream = [{"url": shard_name, "stream": io.BytesIO(data)}]
+        (found,) = group_by_keys(tar_file_expander(stream))
+        meta = json.loads(found["json"])
+    except DamagedError:
+        raise
     except Exception as error:
         raise DamagedError(f"{place}: not a slice of a tar ({error})") from error
-    found = groups[0] if len(groups) == 1 else {}
-    if set(found) != {"__key__", "__url__", *_MEMBERS} or found["__key__"] != sample.key:
-        names = [f"{group['__key__']}.{name}" for group in groups for name in group if not name.startswith("__")]
-        raise DamagedError(f"{place}: must hold {', '.join(_MEMBERS)} and nothing else, but holds {names}")
-    return found["blurred.png"], found["sharp.png"], json.loads(found["json"])
+    if not isinstance(meta, dict):
+        raise DamagedError(f"{place}: its json is no object")
+    return found["blurred.png"], found["sharp.png"], meta
+
+
+def _check_members(data: bytes, place: str, key: str) -> None:
+    """Raises DamagedError unless a slice holds the three members as plain files and nothing else.
+
+    webdataset passes over links and devices, undoes compression and fills sparse files, so it is not asked first.
+    """
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        members = tar.getmembers()
+    plain = all(m.type == tarfile.REGTYPE and not m.issparse() and m.size <= len(data) for m in members)
+    if not plain or sorted(m.name for m in members) != [f"{key}.{name}" for name in _MEMBERS]:
+        names = [m.name for m in members]
+        raise DamagedError(f"{place}: must hold {', '.join(_MEMBERS)} as files and nothing else, but holds {names}")
 
 
 def _groups(samples: Iterable[PackedSample], shard_bytes: int) -> Iterator[list[PackedSample]]:

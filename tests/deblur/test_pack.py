@@ -183,7 +183,11 @@ def test_killed_between_shards_the_same_command_leaves_the_same_dataset(gopro: P
     left_behind.parent.mkdir(parents=True, exist_ok=True)
     left_behind.write_bytes(b"of an earlier pack with more shards")
     assert not (tmp_path / "killed" / "index.json").exists()
+    foreign = tmp_path / "killed" / "train" / "backup.tar"
+    foreign.write_bytes(b"somebody's own")
     packed(gopro, tmp_path / "killed", blur="blur", shard_mb=1)
+    assert foreign.read_bytes() == b"somebody's own"
+    foreign.unlink()
     assert objects(tmp_path / "killed") == objects(tmp_path / "straight")
 
 
@@ -224,6 +228,19 @@ def test_a_gopro_tree_without_a_choice_of_blur_is_refused(gopro: Path, tmp_path:
 def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.png", picture(0, 40, 50))
     refused("no GOPRO tree", tmp_path / "in", tmp_path / "out", blur="blur")
+
+
+@pytest.mark.parametrize("inside", ["..", "train", "train/GOPR01_00_00"])
+def test_a_gopro_tree_entered_at_the_wrong_place_is_not_taken_for_photographs(
+    gopro: Path, tmp_path: Path, inside: str
+) -> None:
+    refused(r"has blurred pictures in .*blur but not the layout", gopro / inside, tmp_path / "elsewhere" / "out")
+
+
+def test_two_pictures_of_one_stem_are_refused_with_both_names(tmp_path: Path) -> None:
+    for name in ("A/a_1.png", "A/a_1.jpg", "B/a_1.png"):
+        write(tmp_path / "flat" / name, picture(0, 40, 50))
+    refused(r"a_1\.jpg and .*a_1\.png have the same stem", tmp_path / "flat", tmp_path / "out")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

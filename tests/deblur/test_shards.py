@@ -1,5 +1,6 @@
 """Shards against Python's own tarfile and plain webdataset; what is damaged or foreign is refused by name."""
 
+import gzip
 import io
 import json
 import pickle
@@ -137,8 +138,29 @@ GOOD = [
         [GOOD[0], GOOD[1], ("k.sharp.png", tarfile.SYMTYPE, b"")],
         [*GOOD, ("other.sharp.png", tarfile.REGTYPE, b"x")],
         [*GOOD, GOOD[2]],
+        [*GOOD, ("k.link", tarfile.SYMTYPE, b"")],
+        [*GOOD, ("folder", tarfile.DIRTYPE, b"")],
+        [*GOOD, ("__meta__", tarfile.REGTYPE, b"x")],
+        [*GOOD, ("k", tarfile.REGTYPE, b"x")],
+        [GOOD[0], ("k.json", tarfile.REGTYPE, b"{"), GOOD[2]],
+        [GOOD[0], ("k.json", tarfile.REGTYPE, b"[]"), GOOD[2]],
     ],
-    ids=["missing", "pyd", "pickle", "parent", "absolute", "link", "other", "twice"],
+    ids=[
+        "missing",
+        "pyd",
+        "pickle",
+        "parent",
+        "absolute",
+        "link",
+        "other",
+        "twice",
+        "extra-link",
+        "folder",
+        "meta",
+        "no-suffix",
+        "half-json",
+        "list-json",
+    ],
 )
 def test_anything_but_the_three_members_is_refused_and_nothing_is_executed(
     members: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +172,13 @@ def test_anything_but_the_three_members_is_refused_and_nothing_is_executed(
     with pytest.raises(DamagedError, match=r"s\.tar: k"):
         unpack(data, "s.tar", sample)
     assert not (tmp_path / "executed").exists()
+
+
+def test_compression_is_not_undone() -> None:
+    data = gzip.compress(tar_of([*GOOD[:2], ("k.sharp.png", tarfile.REGTYPE, bytes(1 << 26))])[0])
+    sample = Sample(key="k", offset=0, length=len(data), crc32=zlib.crc32(data))
+    with pytest.raises(DamagedError, match=r"s\.tar: k.*not a slice of a tar"):
+        unpack(data, "s.tar", sample)
 
 
 def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:

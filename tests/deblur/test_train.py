@@ -1,11 +1,14 @@
 """The command: what it refuses before any work, and real runs over Ray on one node, on two, and after a kill."""
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,12 +151,13 @@ def test_two_ranks_of_one_node_train_and_a_second_start_finds_nothing_to_do(data
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp_path: Path, num_ranks: int) -> None:
     """SIGKILL to every process of the run, driver and Ray included, then the same command."""
-    environment = os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 4})}
+    mark = f"RUN_OF_TEST={uuid.uuid4()}"
+    environment = os.environ | dict([mark.split("=")]) | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 4})}
 
     def start(run: str) -> subprocess.Popen[bytes]:
         arguments = ["--data", data, "--runs", str(tmp_path), "--run", run, "--images", "1200", "--checkpoint-s", "0"]
         arguments += ["--ranks-per-node", str(num_ranks), "--validate-images", "100000"]
-        return subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment, start_new_session=True)
+        return subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment)
 
     def generator(run: str) -> bytes:
         checkpoints = Run(str(tmp_path / run)).checkpoints
@@ -166,20 +170,19 @@ def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp
     while not Run(str(tmp_path / "killed")).checkpoints.list():
         assert driver.poll() is None
         time.sleep(0.01)
-    kill_session(driver.pid)
+    kill_all(mark)
+    driver.wait()
     assert 0 < Run(str(tmp_path / "killed")).checkpoints.list()[-1].images_seen < 1200
     assert start("killed").wait() == 0
     assert generator("killed") == generator("straight")
 
 
-def kill_session(leader: int) -> None:
-    """SIGKILL to the driver and to whatever descends from it; Ray's processes have left its process group."""
-    import psutil
-
-    family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family, timeout=30)
+def kill_all(mark: str) -> None:
+    """SIGKILL to every process that inherited the mark: Ray's daemons have left the driver's group and session."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
+            if mark.encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
