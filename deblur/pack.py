@@ -113,6 +113,8 @@ def _sources(settings: Settings) -> tuple[dict[str, list[Source]], dict[str, Any
     cut = settings.cut and (settings.cut, settings.step or -(-settings.cut // 2))
     made: dict[str, Any] = {"seed": settings.seed, "cut": cut and list(cut), "shard_mb": settings.shard_mb}
     if settings.source == SAMPLES:
+        if settings.blur or settings.cut:
+            raise InputError("samples: these photographs are blurred and cut in one way; leave out --blur and --cut")
         splits = {split: _sample_sources(split) for split in sample_set.PHOTOGRAPHS}
         made |= {"layout": SAMPLES, "cut": [SAMPLE_CUT, SAMPLE_STEP]}
     else:

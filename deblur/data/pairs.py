@@ -94,7 +94,11 @@ _EXPECTED = "GOPRO_Large's {train,test}/SCENE/{blur,blur_gamma,sharp}/*.png, or 
 def check_sizes(pairs: Iterable[Pair]) -> None:
     """Reads headers alone. Raises InputError for the first pair whose pictures differ in size, naming both."""
     for pair in pairs:
-        sizes = [open_picture(path.read_bytes(), str(path)).size for path in (pair.blurred, pair.sharp)]
+        with (
+            open_picture(pair.blurred, str(pair.blurred)) as blurred,
+            open_picture(pair.sharp, str(pair.sharp)) as sharp,
+        ):
+            sizes = blurred.size, sharp.size
         if sizes[0] != sizes[1]:
             (a, b), (c, d) = sizes
             raise InputError(f"{pair.blurred} is {a}x{b} but {pair.sharp} is {c}x{d}; a pair must be of one size")

@@ -1,6 +1,7 @@
 """Pictures as bytes and as arrays: uint8 RGB [H, W, 3], nothing else."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -12,10 +13,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 
-def open_picture(data: bytes, name: str) -> PIL.Image.Image:
+def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
     """A picture whose header was read and whose size was checked, not decoded yet. Raises InputError naming it."""
     try:
-        picture = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
+        picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
     except Exception as error:
         raise InputError(f"{name}: not a picture that can be decoded ({error}); replace or remove it") from error
     width, height = picture.size
