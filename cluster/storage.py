@@ -73,6 +73,11 @@ def join(url: str | Path, *parts: str) -> str:
     return "/".join([str(url).rstrip("/"), *parts])
 
 
+def absolute(url: str | Path) -> str:
+    """The same place for a process in another folder."""
+    return str(url) if "://" in str(url) else str(Path(url).expanduser().absolute())
+
+
 def read_url(url: str) -> bytes:
     """The bytes of one file or object named by its full URL. Raises NotFound."""
     parent, _, name = str(url).rstrip("/").rpartition("/")
@@ -83,7 +88,7 @@ class FolderStore:
     """A folder on a file system that all readers share."""
 
     def __init__(self, url: str):
-        self.url = str(Path(url).expanduser().absolute())
+        self.url = absolute(url)
         self._root = Path(self.url)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:

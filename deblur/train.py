@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from cluster.errors import InputError, one_line_errors
-from cluster.storage import join, open_store, read_url
+from cluster.storage import absolute, join, open_store, read_url
 from cluster.sync import Intervals, Rank, Sync
 from deblur import recipe as recipes
 from deblur.data.loader import Dataset
@@ -128,6 +128,7 @@ def prepare(settings: Settings) -> tuple[Settings, Dataset, Features]:
         settings,
         runs=runs,
         data=dataset.store.url,
+        vgg_weights=settings.vgg_weights and absolute(settings.vgg_weights),
         run=settings.run or f"{recipe.name}-{dataset.index.digest[:8]}",
         validate_images=settings.validate_images or max(epoch, total_images(recipe, plan) // MAX_VALIDATIONS),
     )

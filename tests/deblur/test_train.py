@@ -118,11 +118,15 @@ def test_wrong_credentials_are_refused_with_the_variables(
         prepare(parse([*SMALL, "--data", "s3://bucket/data"]))
 
 
-def test_vgg_weights_of_a_file_are_taken(data: str, tmp_path: Path) -> None:
+def test_vgg_weights_of_a_file_are_taken_wherever_a_rank_runs(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = load_features("vgg16-block1_conv1", "random", None)
     torch.save(features.state_dict(), tmp_path / "vgg.pth")
-    weights = ["--feature-weights", "pretrained", "--vgg-weights", str(tmp_path / "vgg.pth")]
-    _, _, loaded = prepare(parse([*SMALL, "--data", data, "--runs", str(tmp_path / "runs"), *weights]))
+    monkeypatch.chdir(tmp_path)
+    weights = ["--feature-weights", "pretrained", "--vgg-weights", "vgg.pth"]
+    settings, _, loaded = prepare(parse([*SMALL, "--data", data, "--runs", str(tmp_path / "runs"), *weights]))
+    assert settings.vgg_weights == str(tmp_path / "vgg.pth")
     assert torch.equal(loaded.state_dict()["features.0.weight"], features.state_dict()["features.0.weight"])
 
 
