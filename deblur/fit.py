@@ -94,8 +94,12 @@ def fit(
             record: Record = sync.meet(partial(agenda.decide, images_seen))
             updates_to_meeting = record.updates_to_next
             meter.check_finite()
-            with meter.paused():
-                quality = validate(updater.generator, dataset, rank, sync, threads) if record.validate else {}
+            quality = {}
+            if record.validate:
+                with meter.paused():
+                    quality = validate(updater.generator, dataset, rank, sync, threads)
+                    if rank.rank == 0:
+                        write_sample(updater.generator, dataset, run, rank, images_seen)
             if record.report:
                 metrics = meter.report(images_seen, sync) | quality
                 metrics["epoch"] = images_seen // (plan.updates_per_epoch * plan.batch_size)
@@ -104,8 +108,6 @@ def fit(
                     print(progress(run.name, metrics, total), flush=True)
                 if record.validate:
                     sync.report(metrics)
-            if record.validate and rank.rank == 0:
-                write_sample(updater.generator, dataset, run, rank, images_seen)
             if record.checkpoint and rank.rank == 0:
                 run.write_metrics()
                 parts = checkpoint_parts(updater, recipe, images_seen)
