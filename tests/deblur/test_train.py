@@ -156,17 +156,17 @@ def test_two_ranks_of_one_node_train_and_a_second_start_finds_nothing_to_do(data
 def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp_path: Path, num_ranks: int) -> None:
     """SIGKILL to every process of the run, driver and Ray included, then the same command."""
     mark = f"RUN_OF_TEST={uuid.uuid4()}"
-    environment = os.environ | dict([mark.split("=")]) | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 4})}
+    environment = os.environ | dict([mark.split("=")]) | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": num_ranks})}
 
     def start(run: str) -> subprocess.Popen[bytes]:
-        arguments = ["--data", data, "--runs", str(tmp_path), "--run", run, "--images", "1200", "--checkpoint-s", "0"]
+        arguments = ["--data", data, "--runs", str(tmp_path), "--run", run, "--images", "400", "--checkpoint-s", "0"]
         arguments += ["--ranks-per-node", str(num_ranks), "--validate-images", "100000"]
         return subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment)
 
     def generator(run: str) -> bytes:
         checkpoints = Run(str(tmp_path / run)).checkpoints
         newest = checkpoints.list()[-1]
-        assert newest.images_seen == 1200
+        assert newest.images_seen == 400
         return checkpoints.load_part(newest, "generator.safetensors")
 
     assert start("straight").wait() == 0
@@ -176,7 +176,7 @@ def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp
         time.sleep(0.01)
     kill_all(mark)
     driver.wait()
-    assert 0 < Run(str(tmp_path / "killed")).checkpoints.list()[-1].images_seen < 1200
+    assert 0 < Run(str(tmp_path / "killed")).checkpoints.list()[-1].images_seen < 400
     assert start("killed").wait() == 0
     assert generator("killed") == generator("straight")
 
