@@ -35,7 +35,7 @@ class ResNetGenerator(nn.Module):
         self.up1 = nn.Sequential(_doubling(upsampling, 2 * f, f, 3), normalise(norm, f), nn.ReLU(True))
         self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(f, 3, 7), nn.Tanh())
         self.output: Output = output
-        initialise(self)
+        initialise(self, he=norm == "none")
         if norm == "none":
             self._begin_near_identity()
 
@@ -117,7 +117,7 @@ class UNetGenerator(nn.Module):
             up = _doubling(upsampling, joined, outer, 4, bias or outermost)
             self.ups.append(nn.Sequential(nn.ReLU(), up, *after))
         self.output: Output = output
-        initialise(self)
+        initialise(self, he=norm == "none")
 
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same."""

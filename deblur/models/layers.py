@@ -13,18 +13,17 @@ def normalise(norm: Norm, channels: int) -> nn.Module:
     return layers[norm](channels)
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module, *, he: bool = False) -> None:
     """Draws first weights from torch's global generator, as DeblurGAN does; biases are 0.
 
-    Where no layer normalises, nothing else sets the scale of activations: He et al. do (arXiv:1502.01852).
+    `he` is for generators in which no layer normalises: nothing else sets the scale of activations (arXiv:1502.01852).
     """
-    normalised = any(isinstance(module, nn.InstanceNorm2d | nn.BatchNorm2d) for module in network.modules())
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            if normalised:
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            else:
+            if he:
                 nn.init.kaiming_normal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
         elif isinstance(module, nn.Linear):  # DeblurGAN has none; Keras, and so the article, draws them like this
