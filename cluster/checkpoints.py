@@ -4,13 +4,14 @@
     checkpoints/{images_seen:012d}/manifest.json {"images_seen", "score", "files": {PART: {"sha256", "bytes"}}}
 
 This module is the only one that writes, finds, verifies and removes them. Uploads run in a thread of their own beside
-training, one at a time.
+training, one at a time; the store tries again what fails, and what it cannot do is raised at the next save or wait.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,10 +32,14 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of the run that lies in a store. `keep` newest and the one of the best score survive each save."""
+    """Those of the run that lies in a store. `keep` newest and the one of the best score survive each save.
 
-    def __init__(self, store: Store, keep: int = 2) -> None:
-        self._store, self._keep = store, keep
+    `may_commit` is called before each manifest, and raises where the run is no longer the caller's to write.
+    """
+
+    def __init__(self, store: Store, keep: int = 2, may_commit: Callable[[], None] = lambda: None) -> None:
+        self._store, self._keep, self._may_commit = store, keep, may_commit
+        self.upload_s = 0.0  # of the last one
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
 
@@ -53,6 +58,10 @@ class Checkpoints:
         """The committed ones, oldest first. One whose manifest cannot be read counts as damaged, and is left out."""
         keys = [key for key in self._store.list("checkpoints/") if key.endswith(f"/{MANIFEST}")]
         return [found for key in sorted(keys) if (found := self._read_manifest(key))]
+
+    def url(self, checkpoint: Checkpoint) -> str:
+        """Where a checkpoint lies."""
+        return join(self._store.url, _folder(checkpoint.images_seen))
 
     def newest(self) -> tuple[Checkpoint, dict[str, bytes]] | None:
         """The newest that verifies, with its parts; damaged ones are named in the log and passed over."""
@@ -76,14 +85,17 @@ class Checkpoints:
         return data
 
     def _commit(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
-        folder = _folder(images_seen)
+        folder, start = _folder(images_seen), time.monotonic()
         # A manifest that is there already must not vouch for bytes that are being replaced.
         self._store.delete(f"{folder}/{MANIFEST}")
         for name, data in parts.items():
             self._store.put(f"{folder}/{name}", data)
         files = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in parts.items()}
         manifest = {"images_seen": images_seen, "score": score, "files": files}
+        self._may_commit()
         self._store.put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
+        self.upload_s = time.monotonic() - start
+        self._remove_unfinished(folder)
         self._retain()
 
     def _retain(self) -> None:
@@ -95,6 +107,14 @@ class Checkpoints:
             if old is not best:
                 for name in (MANIFEST, *old.files):
                     self._store.delete(f"{_folder(old.images_seen)}/{name}")
+
+    def _remove_unfinished(self, newest: str) -> None:
+        """Parts without a manifest in folders before the newest: what a killed upload left."""
+        keys = self._store.list("checkpoints/")
+        finished = {key.rpartition("/")[0] for key in keys if key.endswith(f"/{MANIFEST}")}
+        for key in keys:
+            if (folder := key.rpartition("/")[0]) < newest and folder not in finished:
+                self._store.delete(key)
 
     def _read_manifest(self, key: str) -> Checkpoint | None:
         try:

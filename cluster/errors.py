@@ -1,10 +1,11 @@
-"""The errors of this system, and whether trying again can help.
+"""The errors of this system. None of these is mended by starting the ranks again: `FINAL` ends a run at once.
 
 Exception
-├── InputError            what the user gave cannot be used; never retried
+├── InputError            what the user gave cannot be used
 │   └── NotFound          the object or file does not exist
-├── DamagedError          bytes are not what their index or manifest says; retried once at most
-└── StorageUnavailable    storage did not answer in spite of retries; a later start may succeed
+├── DamagedError          bytes are not what their index or manifest says; read once more before it is raised
+├── StorageUnavailable    storage did not answer in spite of retries; a later start may succeed
+└── Diverged              the numbers of the training are no longer finite
 """
 
 import contextlib
@@ -28,12 +29,19 @@ class StorageUnavailable(Exception):
     """Storage failed for longer than the retries last."""
 
 
+class Diverged(Exception):
+    """Several updates in a row had gradients that were not finite."""
+
+
+FINAL = (InputError, DamagedError, StorageUnavailable, Diverged)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a command with one line on stderr, and exit code 2, for errors that a user can mend."""
+    """Ends a command with one line on stderr, and exit code 2, for errors that say all by themselves."""
     try:
         yield
-    except (InputError, DamagedError, StorageUnavailable) as error:
+    except FINAL as error:
         sys.exit(_failed(error))
 
 

@@ -1,46 +1,54 @@
-"""A worker function on N nodes under Ray Train: one rank per GPU, or as many per node as asked for on CPUs."""
+"""A worker function on N nodes under Ray Train: one rank per GPU, or as many per node as asked for on CPUs.
+
+When ranks or nodes are lost, or leave because a node is going to be taken, the group is started again on the nodes that
+are there. Ray Train runs each group; starting again is done here and not by its own retries, because here it is known
+whether an error can be mended by that, whether there was progress, how many nodes answer, and what to tell the user.
+"""
 
 import contextlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.exceptions import RayActorError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    PreemptionError,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import DamagedError, InputError, StorageUnavailable
+from cluster.errors import FINAL, InputError
+from cluster.placement import Placement
 from cluster.sync import Rank, Sync, ray_sync
 
-COLLECTIVE_TIMEOUT_S = 600
-WORKERS_START_TIMEOUT_S = 900  # Ray's own 60 s is too short for a large image, and it would try again for ever
-MAX_FAILURES = 3
+COLLECTIVE_TIMEOUT_S = 600  # longer than storage.Retry.limit_s: a rank that waits for storage is no dead rank
+GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait for a lost one for ever
+MAX_FAILURES = 3  # in a row without a checkpoint between them
+ANSWER_S = 15.0
+_log = logging.getLogger(__name__)
 
-_KNOWN = (InputError, DamagedError, StorageUnavailable)  # errors that say all by themselves
-
-Worker = Callable[[dict[str, Any], Rank, Sync], None]
+Worker = Callable[[dict[str, Any], Rank, Sync], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where ranks go. `ranks_per_node` None: one per GPU, or one where a node has none."""
+class _Group:
+    """The nodes that a group of ranks is started on, and what each rank gets."""
 
-    nodes: int = 1
-    ranks_per_node: int | None = None
-    wait_s: float = 600.0
-
-
-@dataclass(frozen=True)
-class _Node:
-    """What a rank of a node gets."""
-
-    ranks: int
-    cpus_per_rank: float
+    nodes: int
+    ranks_per_node: int
+    cpus_per_rank: int
     gpus_per_rank: int
 
 
@@ -50,7 +58,7 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKERS_START_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
     # Ray would print each line of a rank twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -61,58 +69,113 @@ def connected() -> Iterator[None]:
         ray.shutdown()  # and with it the ranks' last lines are printed
 
 
-def launch(worker: Worker, config: dict[str, Any], placement: Placement, storage_url: str) -> None:
-    """Runs `worker(config, rank, sync)` on every rank and returns when all are done.
+def launch(worker: Worker, config: dict[str, Any], placement: Placement, progress: Callable[[], int]) -> None:
+    """Runs `worker(config, rank, sync)` on every rank, again and again until it returns True on the first rank.
 
-    `config` must be plain values: it is written into Ray's own records. `storage_url` is a folder or s3:// URL that all
-    nodes reach, for these records. Raises InputError where the cluster stays too small for `wait_s`.
+    It returns False to be started again with the nodes that are there then. `config` must be plain values: it is
+    written into Ray's own records. `progress` tells in any growing number how far the work is committed: groups that
+    fail are started again as long as it grows. Raises InputError where the cluster stays too small for `wait_s`, what
+    the worker raised where that is final, and Ray's error after `MAX_FAILURES` failures without progress.
     """
     with connected():
-        _train(worker, config, placement, storage_url)
+        reached, failures = progress(), 0
+        while True:
+            group = _wait_for_nodes(placement)
+            try:
+                if _run_group(worker, config, placement, group):
+                    return
+            except PreemptionError:
+                print("a node was taken away before the ranks could leave it; starting again", flush=True)
+            except (WorkerGroupError, ControllerError) as error:
+                _raise_if_final(error)
+                now = progress()
+                failures = 1 if now > reached else failures + 1
+                reached = now
+                if failures > MAX_FAILURES:
+                    raise
+                print(
+                    f"{_cause(error)}; starting again from {now} (failure {failures} of at most {MAX_FAILURES} "
+                    "without progress)",
+                    flush=True,
+                )
 
 
-def _train(worker: Worker, config: dict[str, Any], placement: Placement, storage_url: str) -> None:
-    node = _wait_for_nodes(placement)
-    ranks = placement.nodes * node.ranks
-    trainer = TorchTrainer(
-        _on_worker,
-        train_loop_config={"worker": worker, "config": config, "nodes": placement.nodes},
-        torch_config=TorchConfig(backend="nccl" if node.gpus_per_rank else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=ranks,
-            use_gpu=bool(node.gpus_per_rank),
-            resources_per_worker={"CPU": node.cpus_per_rank, "GPU": node.gpus_per_rank},
-            placement_strategy=_strategy(placement.nodes, node.ranks),
-        ),
-        run_config=RunConfig(
-            # A name of its own for each start: what a run continues from is in its checkpoints, not in Ray's records.
-            name=f"ray-{time.strftime('%Y%m%dT%H%M%S')}",
-            storage_path=storage_url,
-            failure_config=FailureConfig(
-                max_failures=MAX_FAILURES, max_preemption_failures=-1, controller_failure_limit=10
-            ),
-        ),
-    )
+def everywhere(placement: Placement, function: Callable[..., str], *arguments: Any) -> dict[str, str]:
+    """What a function returns on each node that ranks could go to, by the node's address; an error as its text.
+
+    Raises InputError where the cluster stays too small.
+    """
+    with connected():
+        _wait_for_nodes(placement)
+        nodes = _answering(_fitting_nodes(placement))
+        asked = {node["NodeManagerAddress"]: _run_on(node["NodeID"], function, *arguments) for node in nodes}
+        return {address: _result(task) for address, task in asked.items()}
+
+
+def _result(task: ray.ObjectRef) -> str:
     try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        causes = [e for e in error.worker_failures.values() if isinstance(e, _KNOWN)]
-        raise (causes[0] if causes else error) from error
+        return ray.get(task, timeout=COLLECTIVE_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        return _first_line(error)
 
 
-def _strategy(nodes: int, ranks_per_node: int) -> str:
+def _run_group(worker: Worker, config: dict[str, Any], placement: Placement, group: _Group) -> bool:
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as records:
+        trainer = TorchTrainer(
+            _on_worker,
+            train_loop_config={"worker": worker, "config": config, "placement": placement, "group": group},
+            torch_config=TorchConfig(backend="nccl" if group.gpus_per_rank else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+            scaling_config=ScalingConfig(
+                num_workers=group.nodes * group.ranks_per_node,
+                use_gpu=bool(group.gpus_per_rank),
+                resources_per_worker={"CPU": group.cpus_per_rank, "GPU": group.gpus_per_rank},
+                placement_strategy=_strategy(group),
+            ),
+            run_config=RunConfig(
+                # Ray is given no checkpoint, so its records are of no use after the group has ended.
+                storage_path=records,
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            ),
+        )
+        return bool(trainer.fit().return_value)
+
+
+def _raise_if_final(error: WorkerGroupError | ControllerError) -> None:
+    """Raises what a rank raised where starting again cannot mend it."""
+    causes = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error.controller_failure]
+    for cause in causes:
+        if isinstance(cause, FINAL):
+            raise cause from error
+
+
+def _cause(error: WorkerGroupError | ControllerError) -> str:
+    """The first cause in one line. Ranks that lost their peer fail as well: one that died says more."""
+    if isinstance(error, ControllerError):
+        return f"the ranks could not be started: {_first_line(error.controller_failure)}"
+    failures = sorted(error.worker_failures.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
+    rank, cause = failures[0]
+    return f"rank {rank} was lost: {_first_line(cause)}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _strategy(group: _Group) -> str:
     """With several ranks per node Ray has no strict form; their shares of the node's CPUs leave no room for more."""
-    if nodes == 1:
+    if group.nodes == 1:
         return "STRICT_PACK"
-    return "STRICT_SPREAD" if ranks_per_node == 1 else "SPREAD"
+    return "STRICT_SPREAD" if group.ranks_per_node == 1 else "SPREAD"
 
 
-def _on_worker(settings: dict[str, Any]) -> None:
-    context = ray.train.get_context()
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    torch.set_num_threads(max(1, int(cpus)))
+def _on_worker(settings: dict[str, Any]) -> bool:
+    context, group = ray.train.get_context(), settings["group"]
+    torch.set_num_threads(group.cpus_per_rank)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
-    _check_nodes(settings["nodes"])
+    nodes = _nodes_of_ranks()
+    if len(nodes) != group.nodes:
+        # Ranks that share a node by accident would share its disk, its network and its fate.
+        raise RuntimeError(f"{group.nodes} nodes were chosen, but Ray placed the ranks on {len(nodes)}")
     rank = Rank(
         rank=context.get_world_rank(),
         num_ranks=context.get_world_size(),
@@ -120,52 +183,97 @@ def _on_worker(settings: dict[str, Any]) -> None:
         ranks_per_node=context.get_local_world_size(),
         device=get_device(),
     )
-    settings["worker"](settings["config"], rank, ray_sync())
+    sync = ray_sync(room=lambda: _more_nodes(settings["placement"], nodes))
+    return settings["worker"](settings["config"], rank, sync)
 
 
-def _check_nodes(wanted: int) -> None:
-    """Ranks that share a node by accident would share its disk, its network and its fate."""
-    mine = ray.get_runtime_context().get_node_id()
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    if len(set(found)) != wanted:
-        raise RuntimeError(f"--nodes {wanted}: Ray placed the ranks on {len(set(found))} nodes")
+def _nodes_of_ranks() -> set[str]:
+    found: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(found, ray.get_runtime_context().get_node_id())
+    return set(found)
 
 
-def _wait_for_nodes(placement: Placement) -> _Node:
-    """Waits for nodes that can hold their ranks, saying what is missing; returns the share of each rank."""
+def _more_nodes(placement: Placement, mine: set[str]) -> bool:
+    """Whether nodes are free that this group lacks."""
+    if placement.min_nodes is None or len(mine) >= placement.nodes:
+        return False
+    return any(node["NodeID"] not in mine for node in _answering(_fitting_nodes(placement)))
+
+
+def _wait_for_nodes(placement: Placement) -> _Group:
+    """Waits for nodes that are free and answer, saying what is missing; returns those to start on."""
     deadline, told = time.monotonic() + placement.wait_s, None
+    least = placement.min_nodes or placement.nodes
     while True:
-        fitting = _fitting(placement)
-        if len(fitting) >= placement.nodes:
-            fewest = min(fitting, key=lambda n: (n.ranks, n.cpus_per_rank))
-            return _Node(placement.ranks_per_node or fewest.ranks, fewest.cpus_per_rank, fewest.gpus_per_rank)
-        missing = f"{len(fitting)} of {placement.nodes} nodes are there; " + _how_to_go_on(placement, len(fitting))
+        nodes = _answering(_fitting_nodes(placement))
+        if len(nodes) >= least:
+            shares = [_share(node["Resources"], placement) for node in nodes]
+            fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
+            return replace(fewest, nodes=min(len(nodes), placement.nodes))
+        missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
         if time.monotonic() > deadline:
             raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
         if missing != told:
             print(f"waiting for nodes: {missing}", flush=True)
             told = missing
-        time.sleep(2)
+        time.sleep(1)
 
 
 def _how_to_go_on(placement: Placement, present: int) -> str:
     ranks = placement.ranks_per_node
     needs = "a GPU or a CPU" if ranks is None else f"room for {ranks} ranks"
-    fewer = f" or start with --nodes {present}" if present else ""
+    fewer = f" or start with --nodes {present} or --min-nodes {present}" if present else ""
     return f"each needs {needs}; add nodes{fewer} (--wait-s {placement.wait_s:.0f})"
 
 
-def _fitting(placement: Placement) -> list[_Node]:
-    """The nodes that hold their ranks; where any node has GPUs, those without are no place to train."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    with_gpus = [node for node in nodes if node.get("GPU")]
-    return [fit for node in with_gpus or nodes if (fit := _fit(node, placement.ranks_per_node))]
+def _fitting_nodes(placement: Placement) -> list[dict[str, Any]]:
+    """Nodes that hold their ranks and do nothing else; where any node has GPUs, those without are no place to train."""
+    free = ray._private.state.available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    with_gpus = [node for node in alive if node["Resources"].get("GPU")]
+    fitting = []
+    for node in with_gpus or alive:
+        share, left = _share(node["Resources"], placement), free.get(node["NodeID"], {})
+        if share and all(
+            left.get(kind, 0) >= share.ranks_per_node * each
+            for kind, each in (("CPU", share.cpus_per_rank), ("GPU", share.gpus_per_rank))
+        ):
+            fitting.append(node)
+    return fitting
 
 
-def _fit(resources: dict[str, float], ranks_per_node: int | None) -> _Node | None:
+def _share(resources: dict[str, float], placement: Placement) -> _Group | None:
+    """What a rank of a node gets; None where the node is too small."""
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    ranks = ranks_per_node or max(1, gpus)
+    ranks = placement.ranks_per_node or max(1, gpus)
     if cpus < ranks or (gpus and gpus < ranks):
         return None
-    return _Node(ranks, cpus // ranks, 1 if gpus else 0)
+    return _Group(nodes=1, ranks_per_node=ranks, cpus_per_rank=cpus // ranks, gpus_per_rank=1 if gpus else 0)
+
+
+def _answering(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The nodes that run a task now: Ray lists a node for a while after it was lost, and one that is being taken."""
+    asked = {_run_on(node["NodeID"], _answer): node for node in nodes}
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    for task in late:
+        ray.cancel(task, force=True)
+    return [asked[task] for task in ready if _succeeded(task)]
+
+
+def _run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
+    """Starts a function on a node, besides whatever runs there."""
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    return remote.options(scheduling_strategy=there).remote(*arguments)
+
+
+def _answer() -> None:
+    """What a node is asked to do to see that it lives."""
+
+
+def _succeeded(task: ray.ObjectRef) -> bool:
+    try:
+        ray.get(task)
+    except ray.exceptions.RayError:
+        return False
+    return True

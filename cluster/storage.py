@@ -1,18 +1,26 @@
 """Objects by URL: a bucket with a prefix (s3://bucket/prefix) or a folder.
 
-The protocol is what a run needs and no more: get, put, list, delete. Both stores keep one law
+The protocol is what a run needs and no more: get, put, create, list, delete. Both stores keep one law
 (tests/cluster/test_storage.py): a put is seen whole or not at all, and a get returns the bytes of one version.
+
+An object store that fails is asked again, with random pauses that grow, until `Retry.limit_s` have passed without a
+byte; a body that is cut or stalls continues from the byte it reached, of the same version of the object.
 """
 
 import contextlib
+import logging
 import os
 import random
+import re
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import boto3
 import botocore.config
@@ -21,13 +29,18 @@ import urllib3.exceptions
 
 from cluster.errors import DamagedError, InputError, NotFound, StorageUnavailable
 
-READ_TRIES = 6
-S3_CALL_TRIES = 8
-_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+MAX_PAUSE_S = 10.0
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {"400", "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-# What a body that is cut or stalls raises while it is read: outside boto3's own retries (boto/boto3#4111).
-_BROKEN_BODY = (
+# Answers below 500 that another try may well change; the last is that of two writers at the same moment.
+_TRANSIENT = {"SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "429", "ConditionalRequestConflict"}
+# A connection that is cut or silent. While a body is read they are outside boto3's own retries (boto/boto3#4111).
+_BROKEN = (
     urllib3.exceptions.HTTPError,
+    botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
@@ -36,10 +49,38 @@ _BROKEN_BODY = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How long an object store that fails is asked again; folders are not."""
+
+    limit_s: float = 300.0
+    """Seconds without a byte, after which it counts as gone. Ranks wait for each other longer than that."""
+    stall_s: float = 30.0
+    """Seconds of silence after which a connection counts as broken."""
+
+
+@dataclass
+class Traffic:
+    """What was read through a store, and how often it had to be asked again."""
+
+    read_bytes: int = 0
+    retries: int = 0
+    resumed_reads: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, *, read_bytes: int = 0, retries: int = 0, resumed_reads: int = 0) -> None:
+        """Adds to the counters; many threads may."""
+        with self._lock:
+            self.read_bytes += read_bytes
+            self.retries += retries
+            self.resumed_reads += resumed_reads
+
+
 class Store(Protocol):
     """Objects under one URL; keys are relative and use '/'."""
 
     url: str
+    traffic: Traffic
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes [start, end) of an object (end None: to its end). Raises NotFound."""
@@ -47,6 +88,10 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Writes an object whole; readers see the old one or the new one."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes an object if there is none. False where one with other bytes is there: of many callers one wins."""
         ...
 
     def list(self, prefix: str = "") -> list[str]:
@@ -58,12 +103,12 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str | Path) -> Store:
+def open_store(url: str | Path, retry: Retry | None = None) -> Store:
     """The store of a URL. Nothing is contacted until the first call."""
     url = str(url)
     if url.startswith("s3://"):
-        return S3Store(url)
-    if "://" in url:
+        return S3Store(url, retry or Retry())
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):  # pipe: and its like above all: no URL is ever a command
         raise InputError(f"{url}: only folders and s3://bucket/prefix can be used")
     return FolderStore(url)
 
@@ -89,23 +134,44 @@ class FolderStore:
 
     def __init__(self, url: str):
         self.url = absolute(url)
+        self.traffic = Traffic()
         self._root = Path(self.url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"])
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         try:
             with open(self._path(key), "rb") as file:
                 file.seek(start)
-                return file.read() if end is None else file.read(end - start)
+                data = file.read() if end is None else file.read(end - start)
+            self.traffic.add(read_bytes=len(data))
+            return data
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"{join(self.url, key)}: no such file") from None
         except PermissionError:
             raise InputError(f"{join(self.url, key)}: not readable by this user") from None
 
     def put(self, key: str, data: bytes) -> None:
+        self._write(key, data, os.replace)
+
+    def create(self, key: str, data: bytes) -> bool:
+        try:
+            self._write(key, data, _link)
+        except FileExistsError:
+            return self.get(key) == data
+        return True
+
+    def _write(self, key: str, data: bytes, place: Callable[[str, Path], None]) -> None:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, data)
+            _write_whole(path, data, place)
+        except FileExistsError:
+            raise
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -119,9 +185,15 @@ class FolderStore:
         path = self._path(key)
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # an empty folder is no object: S3 would not show it either
-            path.parent.rmdir()
+            left = list(path.parent.iterdir())
+            if all(other.name.endswith(_PARTIAL) for other in left):  # what killed writers left
+                for partial in left:
+                    partial.unlink(missing_ok=True)
+                path.parent.rmdir()
 
     def _path(self, key: str) -> Path:
+        if key.startswith("/") or ".." in key.split("/"):
+            raise InputError(f"{key!r}: leads out of {self.url}")
         return self._root / key
 
 
@@ -131,8 +203,8 @@ os.umask(_UMASK)
 _FILE_MODE = 0o666 & ~_UMASK
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes beside the path, makes the bytes durable, then renames: no crash leaves half a file under the name."""
+def _write_whole(path: Path, data: bytes, place: Callable[[str, Path], None]) -> None:
+    """Writes beside the path, makes the bytes durable, then names them: no crash leaves half a file under the name."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -140,18 +212,25 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, _FILE_MODE)  # mkstemp's is for this user alone
-        os.replace(partial, path)
+        place(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
 
 
-def s3_client():
+def _link(partial: str, path: Path) -> None:
+    """Names the file if the name is free, in one step (NFS included). Raises FileExistsError."""
+    os.link(partial, path)
+    os.unlink(partial)
+
+
+def s3_client(retry: Retry):
     """A boto3 client of the standard AWS variables, AWS_ENDPOINT_URL included; one per process and store."""
     config = botocore.config.Config(
-        retries={"mode": "standard", "total_max_attempts": S3_CALL_TRIES},
-        connect_timeout=10,
-        read_timeout=60,
+        # A few quick tries of its own, for the parts of an upload; beyond these the store asks again.
+        retries={"mode": "standard", "total_max_attempts": 3},
+        connect_timeout=min(10.0, retry.stall_s),
+        read_timeout=retry.stall_s,
         max_pool_connections=64,
         # Checksums that older S3 servers do not know are sent and asked for only where the API demands them.
         request_checksum_calculation="when_required",
@@ -163,88 +242,148 @@ def s3_client():
 class S3Store:
     """A bucket and a prefix. Every error names the URL and what to mend."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, retry: Retry):
         self.url = url.rstrip("/")
+        self.traffic = Traffic()
+        self._retry = retry
         self._bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         if not self._bucket:
             raise InputError(f"{url}: no bucket named; expected s3://bucket/prefix")
         self._prefix = f"{prefix}/" if prefix else ""
 
-    def __getstate__(self) -> dict:
-        # A client holds sockets and credentials: neither travels to another process.
-        return {name: value for name, value in self.__dict__.items() if name != "_client"}
+    # A client holds sockets and credentials: neither travels to another process.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "retry": self._retry}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     @cached_property
     def _client(self):
         try:
-            return s3_client()
+            client = s3_client(self._retry)
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
             raise InputError(f"{self.url}: {error}; set AWS_REGION and AWS_ENDPOINT_URL") from error
+        client.meta.events.register("before-send.s3", self._count_retry)
+        return client
+
+    def _count_retry(self, request: Any, **_: Any) -> None:
+        """boto3's own retries count, too; it writes into each request which attempt it is."""
+        if b"attempt=1" not in request.headers.get("amz-sdk-request", b"attempt=1"):
+            self.traffic.add(retries=1)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         if end is not None and end <= start:
             return b""
-        received, etag = bytearray(), None
-        for attempt in range(READ_TRIES):
-            if attempt:
-                time.sleep(random.uniform(0, min(10, 0.2 * 2**attempt)))
+        received, etag, tries = bytearray(), None, _Tries(self._retry, self.traffic)
+        while True:
+            before = expected = len(received)
             try:
-                response = self._open(key, start + len(received), end, etag)
-                etag = response["ETag"]
-                for chunk in response["Body"].iter_chunks(1 << 20):
-                    received += chunk
-                return bytes(received)
-            except _BROKEN_BODY as error:
-                broken = error
-        raise StorageUnavailable(f"{join(self.url, key)}: still broken off after {READ_TRIES} tries: {broken}")
+                with self._explained(key):
+                    response = self._open(key, start + before, end, etag)
+                    etag, expected = response["ETag"], before + response["ContentLength"]
+                    for chunk in response["Body"].iter_chunks(1 << 20):
+                        received += chunk
+                return self._counted(received)
+            except StorageUnavailable as error:
+                if before < expected == len(received):
+                    return self._counted(received)  # cut behind its last byte
+                tries.pause(error, progress=len(received) > before)
 
-    def _open(self, key: str, start: int, end: int | None, etag: str | None) -> dict:
+    def _open(self, key: str, start: int, end: int | None, etag: str | None) -> dict[str, Any]:
         """One ranged GET; after the first, only of the same version of the object."""
         wanted = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
         if etag:
             wanted["IfMatch"] = etag
-        with self._explained(key):
-            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
+        return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
+
+    def _counted(self, received: bytearray) -> bytes:
+        self.traffic.add(read_bytes=len(received))
+        return bytes(received)
 
     def put(self, key: str, data: bytes) -> None:
-        with self._explained(key):
-            self._client.upload_fileobj(BytesIO(data), self._bucket, self._prefix + key)
+        self._call(key, lambda: self._client.upload_fileobj(BytesIO(data), self._bucket, self._prefix + key))
+
+    def create(self, key: str, data: bytes) -> bool:
+        try:
+            self._call(
+                key,
+                lambda: self._client.put_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*"
+                ),
+            )
+        except DamagedError:  # there is one; perhaps ours, of an attempt whose answer was lost
+            return self.get(key) == data
+        return True
 
     def list(self, prefix: str = "") -> list[str]:
-        with self._explained(prefix):
+        def found() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
-            found = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-        return sorted(key.removeprefix(self._prefix) for key in found)
+            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+        return sorted(key.removeprefix(self._prefix) for key in self._call(prefix, found))
 
     def delete(self, key: str) -> None:
-        with self._explained(key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        self._call(key, lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key))
+
+    def _call(self, key: str, request: Callable[[], _T]) -> _T:
+        """A request that may be made twice without harm, made until it is answered."""
+        tries = _Tries(self._retry, self.traffic)
+        while True:
+            try:
+                with self._explained(key):
+                    return request()
+            except StorageUnavailable as error:
+                tries.pause(error)
 
     @contextlib.contextmanager
-    def _explained(self, key: str):
-        """Turns boto's errors into ours."""
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turns the errors of boto3 and of connections into ours; those that may pass into StorageUnavailable."""
         place = join(self.url, key)
         try:
             yield
         except botocore.exceptions.ClientError as error:
             raise _explain(error, place) from error
-        except boto3.exceptions.S3UploadFailedError as error:
-            cause = error.__context__
-            known = isinstance(cause, botocore.exceptions.ClientError)
-            raise (_explain(cause, place) if known else StorageUnavailable(f"{place}: {error}")) from error
         except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
             raise InputError(f"{place}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except botocore.exceptions.EndpointConnectionError as error:
             raise StorageUnavailable(f"{place}: {error}; is AWS_ENDPOINT_URL right?") from error
         except botocore.exceptions.ParamValidationError as error:
             raise InputError(f"{place}: {' '.join(str(error).split())}") from error
+        except _BROKEN as error:
+            raise StorageUnavailable(f"{place}: broken off: {error}") from error
+
+
+class _Tries:
+    """The pauses between the tries of one request, and their limit."""
+
+    def __init__(self, retry: Retry, traffic: Traffic) -> None:
+        self._retry, self._traffic = retry, traffic
+        self._since, self._in_a_row, self._told = time.monotonic(), 0, False
+
+    def pause(self, error: StorageUnavailable, progress: bool = False) -> None:
+        """Sleeps before the next try. Raises StorageUnavailable when the limit is reached without progress."""
+        now = time.monotonic()
+        if progress:
+            self._since, self._in_a_row = now, 0
+        left = self._since + self._retry.limit_s - now
+        if left <= 0:
+            raise StorageUnavailable(f"{error} (given up after {self._retry.limit_s:.0f} s)") from error
+        self._in_a_row += 1
+        if self._in_a_row == 4 and not self._told:
+            _log.warning("%s; trying again for %.0f s", error, left)
+            self._told = True
+        self._traffic.add(retries=1, resumed_reads=int(progress))
+        time.sleep(min(left, random.uniform(0, min(MAX_PAUSE_S, 0.1 * 2**self._in_a_row))))
 
 
 def _explain(error: botocore.exceptions.ClientError, place: str) -> Exception:
     answer = error.response.get("Error", {})
-    code = str(answer.get("Code"))
+    code, status = str(answer.get("Code")), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= 500 or code in _TRANSIENT:
+        return StorageUnavailable(f"{place}: {code} {answer.get('Message', '')}".rstrip())
     if code in ("412", "PreconditionFailed"):
         return DamagedError(f"{place}: was replaced while it was read")
     if code == "NoSuchBucket":
@@ -257,4 +396,4 @@ def _explain(error: botocore.exceptions.ClientError, place: str) -> Exception:
         return InputError(
             f"{place}: refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
         )
-    return StorageUnavailable(f"{place}: {code} {answer.get('Message', '')}".rstrip())
+    return InputError(f"{place}: refused ({code} {answer.get('Message', '')})")

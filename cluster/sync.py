@@ -2,7 +2,7 @@
 
 Between meetings ranks talk only through gradients. At an update agreed at the last meeting, rank 0 looks at its clock
 and at the agenda and tells all what is to be done; no other clock decides anything, so no rank waits for a step that
-another does not take. This module alone calls `ray.train.report`.
+another does not take. This module alone calls `ray.train.report` and `get_preemption_info`.
 """
 
 import time
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+LEAVE_S = 5.0  # between a last checkpoint and the end of its node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class Record:
     validate: bool
     checkpoint: bool
     stop: bool
+    """The work is done."""
+    leave: str
+    """Why the ranks end before it is, to be started again from this checkpoint; empty where they go on."""
     updates_to_next: int
 
 
@@ -44,6 +49,18 @@ class Intervals:
     report_s: float = 10.0
     checkpoint_s: float = 60.0
     meeting_s: float = 3.0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What rank 0 knows of the time to come."""
+
+    seconds_left: float | None = None
+    """Until a node of this run is taken away; None where none is going to be."""
+    upload_s: float = 0.0
+    """What the last checkpoint took."""
+    room: Callable[[], bool] = lambda: False
+    """Whether the cluster has nodes for more ranks; asked only when a checkpoint is due."""
 
 
 class Agenda:
@@ -62,15 +79,25 @@ class Agenda:
         self._validated = images_seen
         self._met = images_seen
         self._met_at = self._reported_at = self._saved_at = clock()
+        self._warned = False
 
-    def decide(self, images_seen: int) -> Record:
-        """What is due after `images_seen` images. A validation is reported and saved with the weights it judged."""
-        now, every = self._clock(), self._intervals
-        done = images_seen >= self._total
-        validate = done or images_seen // every.validate_images > self._validated // every.validate_images
-        report = validate or now - self._reported_at >= every.report_s
-        checkpoint = validate or now - self._saved_at >= every.checkpoint_s
+    def decide(self, images_seen: int, outlook: Outlook | None = None) -> Record:
+        """What is due after `images_seen` images. A validation is reported and saved with the weights it judged.
+
+        On the first notice that a node is taken a checkpoint is due at once, for the notice may be shorter than it
+        says; the ranks then train on, and leave with another as late as is safe.
+        """
+        now, every, outlook = self._clock(), self._intervals, outlook or Outlook()
+        noticed = outlook.seconds_left is not None
         seconds_per_update = (now - self._met_at) / max(1, (images_seen - self._met) // self._batch)
+        done = images_seen >= self._total
+        due = images_seen // every.validate_images > self._validated // every.validate_images
+        validate = done or (due and not noticed)  # it may take minutes
+        report = validate or now - self._reported_at >= every.report_s
+        checkpoint = validate or now - self._saved_at >= every.checkpoint_s or (noticed and not self._warned)
+        leave = "" if done else self._leave(outlook, checkpoint, seconds_per_update)
+        checkpoint = checkpoint or bool(leave)
+        self._warned = noticed
         if validate:
             self._validated = images_seen
         if report:
@@ -83,8 +110,16 @@ class Agenda:
             validate=validate,
             checkpoint=checkpoint,
             stop=done,
+            leave=leave,
             updates_to_next=self._updates_to_next(images_seen, seconds_per_update),
         )
+
+    def _leave(self, outlook: Outlook, checkpoint: bool, seconds_per_update: float) -> str:
+        if outlook.seconds_left is not None:
+            # The next meeting must not come too late for a checkpoint, though that one takes twice as long.
+            needed = 2 * outlook.upload_s + LEAVE_S + self._intervals.meeting_s + seconds_per_update
+            return "a node is about to be taken away" if outlook.seconds_left <= needed else ""
+        return "there are nodes for more ranks" if checkpoint and outlook.room() else ""
 
     def _updates_to_next(self, images_seen: int, seconds_per_update: float) -> int:
         """As many as fit into the meeting interval, but none past the next validation or the end."""
@@ -96,10 +131,20 @@ class Agenda:
 
 
 class Sync:
-    """What ranks say to each other outside of gradients. With one rank and no process group all of it is local."""
+    """What ranks say to each other outside of gradients. With one rank and no process group all of it is local.
 
-    def __init__(self, report: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self._report = report
+    report        takes metrics to whoever started the ranks
+    seconds_left  until a node is taken away, None while none is: the same on all ranks, which must all ask
+    room          whether the cluster has nodes for more ranks
+    """
+
+    def __init__(
+        self,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        seconds_left: Callable[[], float | None] = lambda: None,
+        room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._report, self.seconds_left, self.room = report, seconds_left, room
         self._alone = not (dist.is_available() and dist.is_initialized())
 
     def meet(self, decide: Callable[[], Any]) -> Any:
@@ -127,8 +172,14 @@ class Sync:
             self._report(metrics)
 
 
-def ray_sync() -> Sync:
+def ray_sync(room: Callable[[], bool]) -> Sync:
     """The meeting point of a worker of Ray Train."""
     import ray.train  # a machine without Ray can train one rank
 
-    return Sync(report=ray.train.report)
+    def seconds_left() -> float | None:
+        notice = ray.train.get_preemption_info()
+        if notice is None:
+            return None
+        return (notice.deadline_ms or 0) / 1000 - time.time()  # without a deadline: at any moment
+
+    return Sync(ray.train.report, seconds_left, room)

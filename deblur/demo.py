@@ -46,7 +46,7 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
     model = load_model(run.url, _CPU)
     dataset = open_dataset(data)
     split = dataset.index.splits["test"]
-    blurred, sharp = next(pairs_of(dataset.store, split, range(1), 1))
+    blurred, sharp = next(pairs_of(dataset, split, range(1), 1))
     key = split.shards[0].samples[0].key
     (score,) = evaluate(model, [(key, blurred, sharp)], _CPU)
     restored = restore_picture(model, blurred, device=_CPU)

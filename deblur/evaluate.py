@@ -25,7 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cluster.errors import InputError, one_line_errors
 from cluster.storage import open_store
 from deblur.data import pictures
-from deblur.data.loader import pairs_of
+from deblur.data.loader import Dataset, pairs_of
 from deblur.data.shards import read_index
 from deblur.quality import DEFINITION, psnr, ssim
 from deblur.restore import load_model, pick_device
@@ -138,12 +138,13 @@ def as_json(scores: Sequence[Score], model: str) -> str:
 def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
     """How many pairs a split of a dataset has, and the pairs. Raises InputError naming the splits there are."""
     store = open_store(url)
-    splits = read_index(store).splits
+    dataset = Dataset(store, read_index(store))
+    splits = dataset.index.splits
     if not (split_name in splits and splits[split_name].shards):
         raise InputError(f"{store.url}: has no split {split_name!r}; choose --split {' or '.join(splits)}")
     split = splits[split_name]
     keys = [sample.key for shard in split.shards for sample in shard.samples]
-    pairs = pairs_of(store, split, range(len(keys)), _THREADS)
+    pairs = pairs_of(dataset, split, range(len(keys)), _THREADS)
     return len(keys), ((key, *pair) for key, pair in zip(keys, pairs, strict=True))
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.errors import InputError
-from cluster.sync import Agenda, Intervals, Rank, Record, Sync
+from cluster.errors import Diverged, InputError
+from cluster.sync import Agenda, Intervals, Outlook, Rank, Record, Sync
 from deblur import randomness
-from deblur.data.loader import Batch, Dataset, batches
+from deblur.data.loader import BadSamples, Batch, Dataset, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
 from deblur.models.vgg import Features
@@ -23,6 +23,7 @@ from deblur.schedule import rate_at
 from deblur.telemetry import Meter, progress
 from deblur.validation import validate, write_sample
 
+MAX_NONFINITE_IN_A_ROW = 5
 _log = logging.getLogger(__name__)
 
 
@@ -56,11 +57,14 @@ def fit(
     *,
     intervals: Intervals,
     threads: int = 2,
-) -> None:
+    max_bad_share: float = 0.01,
+) -> bool:
     """Trains to the end of the recipe, going on from the run's newest checkpoint where there is one.
 
-    `features` on any device; `threads` decode pictures. Raises InputError for what the user can mend, and
-    FloatingPointError after several updates in a row whose gradients were not finite.
+    Returns whether the end was reached: the ranks leave before it, with a checkpoint, when a node is going to be taken
+    or the cluster has room for more of them. `features` on any device; `threads` decode pictures; `max_bad_share` of
+    the samples may fail to decode. Raises InputError for what the user can mend, and Diverged after several updates in
+    a row whose gradients were not finite.
     """
     plan = plan_of(recipe, dataset.index)
     total = total_images(recipe, plan)
@@ -72,14 +76,15 @@ def fit(
     images_seen = load(updater, fresh, run, sync, rank)
     if images_seen >= total:
         _log.info("%s: finished at %d images, nothing to do", run.url, images_seen)
-        return
+        return True
 
     agenda = Agenda(intervals, images_seen=images_seen, total_images=total, batch_size=plan.batch_size)
-    meter = Meter(rank, images_seen)
+    bad, start = BadSamples(max_bad_share, plan.num_samples), images_seen
+    meter = Meter(rank, images_seen, partial(_counters, dataset, bad))
     if rank.rank == 0:
         run.resume_metrics(images_seen)
     updates_to_meeting = 1
-    with closing(batches(dataset, plan, lanes, recipe.data, images_seen, threads)) as stream:
+    with closing(batches(dataset, plan, lanes, recipe.data, images_seen, threads, bad)) as stream:
         for batch in meter.timed(stream):
             # One update of both networks.
             updater.set_rates(*_rates(recipe, images_seen, total))
@@ -91,30 +96,59 @@ def fit(
                 continue
 
             # The meeting: rank 0 decides, all do the same.
-            record: Record = sync.meet(partial(agenda.decide, images_seen))
+            outlook = Outlook(sync.seconds_left(), run.checkpoints.upload_s, sync.room)
+            record: Record = sync.meet(partial(agenda.decide, images_seen, outlook))
             updates_to_meeting = record.updates_to_next
-            meter.check_finite()
+            if (skipped := meter.nonfinite_in_a_row()) >= MAX_NONFINITE_IN_A_ROW:
+                raise Diverged(_diverged(run, skipped))
             quality = {}
             if record.validate:
                 with meter.paused():
-                    quality = validate(updater.generator, dataset, rank, sync, threads)
+                    quality = validate(updater.generator, dataset, rank, sync, threads, bad)
                     if rank.rank == 0:
-                        write_sample(updater.generator, dataset, run, rank, images_seen)
+                        write_sample(updater.generator, dataset, run, rank, images_seen, bad)
             if record.report:
                 metrics = meter.report(images_seen, sync) | quality
                 metrics["epoch"] = images_seen // (plan.updates_per_epoch * plan.batch_size)
+                bad.check(metrics["bad_samples"], images_seen - start)
                 if rank.rank == 0:
                     run.add_metrics(metrics)
                     print(progress(run.name, metrics, total), flush=True)
                 if record.validate:
                     sync.report(metrics)
-            if record.checkpoint and rank.rank == 0:
+            # In the middle of updates that were skipped there is nothing good to keep, unless the ranks end here.
+            if record.checkpoint and rank.rank == 0 and (not skipped or record.stop or record.leave):
                 run.write_metrics()
                 parts = checkpoint_parts(updater, recipe, images_seen)
                 run.checkpoints.save(images_seen, parts, quality.get("validation_psnr"))
-            if record.stop:
+            if record.leave and rank.rank == 0:
+                print(f"{run.name}: {record.leave}; the ranks leave at {images_seen:,} images, none lost", flush=True)
+            if record.stop or record.leave:
                 break
     run.checkpoints.wait()
+    return images_seen >= total
+
+
+def _counters(dataset: Dataset, bad: BadSamples) -> dict[str, int]:
+    traffic = dataset.store.traffic
+    return {
+        "read_bytes": traffic.read_bytes,
+        "storage_retries": traffic.retries,
+        "resumed_reads": traffic.resumed_reads,
+        "bad_samples": bad.count,
+    }
+
+
+def _diverged(run: Run, skipped: int) -> str:
+    run.checkpoints.wait()
+    committed = run.checkpoints.list()
+    last = (
+        f"the last good checkpoint is {run.checkpoints.url(committed[-1])}" if committed else "there is no checkpoint"
+    )
+    return (
+        f"{run.url}: the gradients of the last {skipped} updates were not finite; {last}; lower the learning rates "
+        "(--allow-recipe-change) or choose --precision float32"
+    )
 
 
 def _rates(recipe: Recipe, images_seen: int, total: int) -> tuple[float, float]:

@@ -101,4 +101,5 @@ def checkpoint_parts(updater: Updater, recipe: Recipe, images_seen: int) -> dict
     weights = {name: tensor.contiguous() for name, tensor in updater.state()["generator"].items()}
     # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
     generator = safetensors.torch.save(weights, metadata={"recipe": text})
-    return {"state.pt": state.getvalue(), "generator.safetensors": generator, "recipe.json": text.encode()}
+    # The smallest first: what a killed upload leaves is then seen, and removed, by the next.
+    return {"recipe.json": text.encode(), "generator.safetensors": generator, "state.pt": state.getvalue()}

@@ -5,18 +5,21 @@
              checkpoints/     see cluster/checkpoints.py
              metrics.jsonl    one line per report
              samples/         {images_seen}.png, blurred | restored | sharp
+             lease/           see cluster/lease.py
 """
 
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from cluster import lease as leases
 from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError, NotFound
-from cluster.storage import Store, join, open_store
+from cluster.storage import Retry, Store, join, open_store
 from deblur import recipe as recipes
 from deblur.data import pictures
 from deblur.recipe import Recipe
@@ -31,23 +34,30 @@ class Origin:
 
 
 class Run:
-    """The files of one run. Only rank 0 and the driver write."""
+    """The files of one run. Only rank 0 and the driver write; commits are made while `lease` is the newest alone."""
 
-    def __init__(self, url: str, keep: int = 2) -> None:
+    def __init__(self, url: str, keep: int = 2, *, lease: int | None = None, retry: Retry | None = None) -> None:
         self.url = url
         self.name = url.rstrip("/").rpartition("/")[2]
-        self.store: Store = open_store(url)
-        self.checkpoints = Checkpoints(self.store, keep)
+        self.store: Store = open_store(url, retry)
+        may_commit = (lambda: None) if lease is None else partial(leases.check, self.store, lease)
+        self.checkpoints = Checkpoints(self.store, keep, may_commit)
         self._lines: list[dict[str, Any]] = []
 
-    def begin(self, recipe: Recipe, origin: Origin, *, allow_change: bool = False) -> None:
-        """Writes what the run is, or checks that it is still the same. Raises InputError with the difference."""
-        changes = self._changes(recipe, origin)
-        if changes and not allow_change:
+    def images_seen(self) -> int:
+        """Of the newest committed checkpoint; 0 before the first."""
+        return max((checkpoint.images_seen for checkpoint in self.checkpoints.list()), default=0)
+
+    def check(self, recipe: Recipe, origin: Origin) -> None:
+        """Raises InputError with the difference where the run was started with something else."""
+        if changes := self._changes(recipe, origin):
             raise InputError(
                 f"{self.url}: this run was started with another recipe ({'; '.join(changes)}); choose another --run, "
                 "the old settings, or --allow-recipe-change"
             )
+
+    def begin(self, recipe: Recipe, origin: Origin) -> None:
+        """Writes what the run is."""
         self.store.put("origin.json", json.dumps(asdict(origin), indent=2).encode())
         self.store.put("recipe.json", recipes.to_json(recipe).encode())
 

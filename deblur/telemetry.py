@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 from cluster.sync import Rank, Sync
 from deblur.update import TERMS
 
-MAX_NONFINITE_IN_A_ROW = 5
 _T = TypeVar("_T")
 
 
 class Meter:
     """Sums the terms of updates on the device; they are read at meetings alone, never per update."""
 
-    def __init__(self, rank: Rank, images_seen: int) -> None:
-        self._rank, self._images_seen = rank, images_seen
+    def __init__(self, rank: Rank, images_seen: int, count: Callable[[], dict[str, int]] = dict) -> None:
+        """`count` gives this rank's counters since its start; a report has their sums over ranks."""
+        self._rank, self._images_seen, self._count = rank, images_seen, count
         self._sums = torch.zeros(len(TERMS), device=rank.device)
         self._in_a_row = torch.zeros((), device=rank.device)
         self._updates, self._waited_s, self._since = 0, 0.0, time.monotonic()
@@ -48,13 +48,9 @@ class Meter:
         self._sums += terms
         self._updates += 1
 
-    def check_finite(self) -> None:
-        """Waits for the device. Raises FloatingPointError, on all ranks alike, when skipping no longer helps."""
-        if self._in_a_row.item() >= MAX_NONFINITE_IN_A_ROW:
-            raise FloatingPointError(
-                f"the gradients of the last {self._in_a_row.item():.0f} updates were not finite; lower the learning "
-                "rates or choose --precision float32"
-            )
+    def nonfinite_in_a_row(self) -> int:
+        """How many of the last updates were skipped, on all ranks alike. Waits for the device."""
+        return int(self._in_a_row.item())
 
     def report(self, images_seen: int, sync: Sync) -> dict[str, Any]:
         """Means over the updates and ranks since the last report. All ranks must call it."""
@@ -62,12 +58,15 @@ class Meter:
         means = sync.sum(self._sums / self._rank.num_ranks) / max(1, self._updates)
         terms = dict(zip(TERMS, means.tolist(), strict=True))
         terms["nonfinite"] *= self._updates
+        counts = self._count()
+        sums = sync.sum(torch.tensor(list(counts.values()), dtype=torch.float64, device=self._rank.device))
         metrics = {
             "images_seen": images_seen,
             "images_per_second": (images_seen - self._images_seen) / seconds,
             "data_wait_share": self._waited_s / seconds,
             "wasserstein": terms["sharp_score"] - terms["restored_score"],
             **terms,
+            **{name: int(total) for name, total in zip(counts, sums.tolist(), strict=True)},
         }
         self._sums = torch.zeros_like(self._sums)
         self._updates, self._waited_s, self._since, self._images_seen = 0, 0.0, time.monotonic(), images_seen

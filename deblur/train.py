@@ -16,10 +16,14 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from cluster import lease, preflight
+from cluster.cache import Cache
 from cluster.errors import InputError, one_line_errors
-from cluster.storage import absolute, join, open_store, read_url
+from cluster.placement import Placement
+from cluster.storage import Retry, absolute, join, open_store, read_url
 from cluster.sync import Intervals, Rank, Sync
 from deblur import recipe as recipes
+from deblur.check import nodes_that_reach, summary
 from deblur.data.loader import Dataset
 from deblur.data.plan import lanes_of
 from deblur.data.shards import read_index
@@ -30,6 +34,7 @@ from deblur.recipe import Recipe
 from deblur.run import Origin, Run
 
 MAX_VALIDATIONS = 100  # per run, where nothing else is said
+FIRST_ANSWER_S = 15.0  # what storage gets before a start, when a wrong address is likelier than a failure
 
 _flat = tyro.conf.arg(name="")
 _log = logging.getLogger(__name__)
@@ -47,6 +52,8 @@ class Settings:
     """Name of the run; else from the recipe and the dataset. The same name goes on with the same run."""
     nodes: int = 1
     """Machines, with all their GPUs: one rank per GPU, or one per node without GPUs."""
+    min_nodes: int | None = None
+    """Go on with as few nodes as this when some are lost, and with more, up to --nodes, when some come."""
     ranks_per_node: int | None = None
     """Another number of ranks per node."""
     threads: int = 2
@@ -60,15 +67,30 @@ class Settings:
     keep: int = 2
     """Newest checkpoints that are kept, beside the best."""
     wait_s: float = 600.0
-    """Seconds to wait for nodes that are not there yet."""
+    """Seconds to wait for nodes that are not there, or no longer."""
+    storage_wait_s: float = 300.0
+    """Seconds that training waits for storage that does not answer, before the run ends."""
+    cache_dir: str | None = None
+    """Folder on each node's disk for shards that were read, so that later epochs need no network."""
+    cache_gb: float = 50.0
+    """How many gigabytes it may hold."""
+    max_bad_share: float = 0.01
+    """Share of samples that may fail to decode before the run ends; the one before takes the place of each."""
     allow_recipe_change: bool = False
     """Go on with a run although its recipe or data differ now."""
+    check: bool = False
+    """Do everything short of training: read and write from every node, and say what would run."""
     recipe: Annotated[Recipe, _flat] = field(default_factory=recipes.paper)
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "threads", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        for name in ("nodes", "min_nodes", "ranks_per_node", "threads", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.min_nodes and self.min_nodes > self.nodes:
+            raise InputError(f"--min-nodes {self.min_nodes} is more than --nodes {self.nodes}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
 
     @property
     def run_url(self) -> str:
@@ -95,31 +117,53 @@ def parse(arguments: Sequence[str]) -> Settings:
 def train(settings: Settings) -> Run:
     """Trains to the end of the recipe, going on from where the run was, and returns the finished run."""
     settings, dataset, features = prepare(settings)
-    run = Run(settings.run_url)
-    plan = plan_of(settings.recipe, dataset.index)
-    total = total_images(settings.recipe, plan)
-    if any(checkpoint.images_seen >= total for checkpoint in run.checkpoints.list()):
+    run, batch_size = Run(settings.run_url), settings.recipe.data.batch_size
+    total, done = total_images(settings.recipe, plan_of(settings.recipe, dataset.index)), run.images_seen()
+    print(summary(dataset.index, dataset.store.url, run.url, done, total, batch_size), flush=True)
+    if settings.check:
+        _check(settings)
+    elif done >= total:
         print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
-        return run
-    print(f"{run.url}: {total:,} images in batches of {plan.batch_size}, {plan.num_samples:,} per epoch", flush=True)
-    if settings.nodes == 1 and settings.ranks_per_node in (None, 1) and not _has_ray():
-        _train_here(settings, dataset, features)
     else:
-        from cluster import launch  # the only use of Ray, which a machine with one rank may lack
-
-        placement = launch.Placement(
-            nodes=settings.nodes, ranks_per_node=settings.ranks_per_node, wait_s=settings.wait_s
-        )
-        launch.launch(train_rank, _plain(settings), placement, run.url)
+        with lease.held(run.store) as number:
+            run.begin(settings.recipe, _origin(dataset, features))
+            _start(settings, features, number)
     return run
+
+
+def _start(settings: Settings, features: Features, lease_number: int) -> None:
+    if _needs_ray(settings):
+        from cluster import launch  # a machine with one rank may lack Ray
+
+        placement, progress = _placement(settings), Run(settings.run_url).images_seen
+        with launch.connected():
+            if settings.nodes > 1:
+                nodes_that_reach(settings.data, settings.runs, placement)
+            launch.launch(train_rank, _plain(settings) | {"lease": lease_number}, placement, progress)
+    else:
+        _log.warning("Ray is not installed: training one rank in this process")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _fit(settings, lease_number, features, Rank(device=device), Sync())
+
+
+def _check(settings: Settings) -> None:
+    """The rest of --check: the settings were resolved, the dataset was read."""
+    if _needs_ray(settings):
+        nodes = nodes_that_reach(settings.data, settings.runs, _placement(settings))
+        print(f"nodes    {', '.join(nodes)}: each has read the dataset, and read and written {settings.runs}")
+    else:
+        with preflight.marker(open_store(settings.runs, preflight.ANSWER)) as key:
+            preflight.read_and_write(settings.runs, key)
+        print(f"nodes    this machine, without Ray; has read and written {settings.runs}")
+    print("all is well; the same command without --check trains")
 
 
 def prepare(settings: Settings) -> tuple[Settings, Dataset, Features]:
     """Finds all that can be known to be wrong before any work; the settings come back with nothing left open."""
-    recipe = settings.recipe
+    recipe, first = settings.recipe, Retry(limit_s=min(FIRST_ANSWER_S, settings.storage_wait_s))
     runs = open_store(settings.runs or os.environ.get("DEBLUR_RUNS") or "runs").url
     data = settings.data or os.environ.get("DEBLUR_DATA") or packed_samples(runs)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, first)
     plan = plan_of(recipe, dataset.index)
     lanes_of(0, settings.nodes * (settings.ranks_per_node or 1), recipe.data.batch_size)
     features = _features(settings)
@@ -132,42 +176,64 @@ def prepare(settings: Settings) -> tuple[Settings, Dataset, Features]:
         run=settings.run or f"{recipe.name}-{dataset.index.digest[:8]}",
         validate_images=settings.validate_images or max(epoch, total_images(recipe, plan) // MAX_VALIDATIONS),
     )
-    origin = Origin(dataset=dataset.index.digest, features=digest(features))
-    Run(settings.run_url).begin(recipe, origin, allow_change=settings.allow_recipe_change)
+    if not settings.allow_recipe_change:
+        Run(settings.run_url, retry=first).check(recipe, _origin(dataset, features))
     return settings, dataset, features
 
 
-def open_dataset(url: str) -> Dataset:
+def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
     """The dataset at a root. Raises InputError where there is none, or none to train on."""
-    store = open_store(url)
+    store = open_store(url, retry)
     index = read_index(store)
     if not index.splits["train"].num_samples:
         raise InputError(f"{store.url}: its training split is empty; pack it again")
     return Dataset(store, index)
 
 
-def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> None:
-    """What each rank does; `config` is what `_plain` wrote."""
+def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
+    """What each rank does; `config` is what `_plain` wrote. Returns whether the end of the recipe was reached."""
+    lease_number = config.pop("lease")
     settings = Settings(**config | {"recipe": recipes.from_json(config["recipe"], "the driver")})
+    return _fit(settings, lease_number, _features(settings), rank, sync)
+
+
+def _fit(settings: Settings, lease_number: int, features: Features, rank: Rank, sync: Sync) -> bool:
     assert settings.data
-    _fit(settings, open_dataset(settings.data), _features(settings), rank, sync)
-
-
-def _fit(settings: Settings, dataset: Dataset, features: Features, rank: Rank, sync: Sync) -> None:
     assert settings.validate_images
-    intervals = Intervals(validate_images=settings.validate_images, checkpoint_s=settings.checkpoint_s)
-    run = Run(settings.run_url, settings.keep)
-    fit(settings.recipe, dataset, features, rank, sync, run, intervals=intervals, threads=settings.threads)
-
-
-def _train_here(settings: Settings, dataset: Dataset, features: Features) -> None:
-    _log.warning("Ray is not installed: training one rank in this process")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _fit(settings, dataset, features, Rank(device=device), Sync())
+    retry = Retry(limit_s=settings.storage_wait_s)
+    dataset = open_dataset(settings.data, retry)
+    if settings.cache_dir:
+        limit_bytes = int(settings.cache_gb * 1e9)
+        cache = Cache(dataset.store, settings.cache_dir, limit_bytes, version=dataset.index.digest)
+        dataset = replace(dataset, cache=cache)
+    return fit(
+        settings.recipe,
+        dataset,
+        features,
+        rank,
+        sync,
+        Run(settings.run_url, settings.keep, lease=lease_number, retry=retry),
+        intervals=Intervals(validate_images=settings.validate_images, checkpoint_s=settings.checkpoint_s),
+        threads=settings.threads,
+        max_bad_share=settings.max_bad_share,
+    )
 
 
 def _features(settings: Settings) -> Features:
     return load_features(settings.recipe.loss.features, settings.recipe.loss.feature_weights, settings.vgg_weights)
+
+
+def _origin(dataset: Dataset, features: Features) -> Origin:
+    return Origin(dataset=dataset.index.digest, features=digest(features))
+
+
+def _placement(settings: Settings) -> Placement:
+    return Placement(
+        nodes=settings.nodes,
+        min_nodes=settings.min_nodes,
+        ranks_per_node=settings.ranks_per_node,
+        wait_s=settings.wait_s,
+    )
 
 
 def packed_samples(runs: str) -> str:
@@ -187,8 +253,9 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return values | {"recipe": recipes.to_json(settings.recipe)}
 
 
-def _has_ray() -> bool:
-    return importlib.util.find_spec("ray") is not None
+def _needs_ray(settings: Settings) -> bool:
+    """One rank trains in this process where Ray is not installed."""
+    return settings.nodes > 1 or settings.ranks_per_node not in (None, 1) or importlib.util.find_spec("ray") is not None
 
 
 def _take_flag(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

@@ -142,16 +142,18 @@ class Updater:
         """
         with self.autocast():
             restored = _full(self.generator(blurred))
+        all_norms = torch.zeros((), device=sharp.device)
         for mix in mixes:
             self.critic_adam.zero_grad()
             critic = critic_step(self.critic, self.loss, sharp, restored.detach(), mix, self.scale, self.autocast)
             critic_norm = _step(self.critic_adam)
+            all_norms = all_norms + critic_norm
         self.generator_adam.zero_grad()
         generator = generator_step(self.critic, self.loss, sharp, restored, self.features, self.scale, self.autocast)
         generator_norm = _step(self.generator_adam)
         sums = [generator.content, generator.pixel, generator.adversarial]
         sums += [critic.penalty, critic.sharp_score, critic.restored_score]
-        nonfinite = ~torch.isfinite(generator_norm + critic_norm)
+        nonfinite = ~torch.isfinite(all_norms + generator_norm)  # any step that was skipped
         return torch.stack([*(self.scale * s.sum() for s in sums), generator_norm, critic_norm, nonfinite])
 
     def state(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.sync import Rank, Sync
-from deblur.data.loader import Dataset, pairs_of
+from deblur.data.loader import BadSamples, Dataset, pairs_of
 from deblur.quality import from_uint8, psnr, ssim, to_uint8
 from deblur.run import Run
 
@@ -19,7 +19,9 @@ def restore(generator: nn.Module, blurred: Tensor) -> Tensor:
     return restored
 
 
-def validate(generator: nn.Module, dataset: Dataset, rank: Rank, sync: Sync, threads: int) -> dict[str, float]:
+def validate(
+    generator: nn.Module, dataset: Dataset, rank: Rank, sync: Sync, threads: int, bad: BadSamples
+) -> dict[str, float]:
     """PSNR and SSIM over the whole validation split, each image on one rank, full frames; {} without the split."""
     split = dataset.index.splits.get("validation")
     if split is None:
@@ -28,7 +30,7 @@ def validate(generator: nn.Module, dataset: Dataset, rank: Rank, sync: Sync, thr
     sync.copy_from_first(list(generator.buffers()))
     sums = torch.zeros(5, dtype=torch.float64, device=rank.device)
     mine = range(rank.rank, split.num_samples, rank.num_ranks)
-    for pair in pairs_of(dataset.store, split, mine, threads):
+    for pair in pairs_of(dataset, split, mine, threads, bad):
         blurred, sharp = (torch.from_numpy(side).permute(2, 0, 1)[None].to(rank.device) for side in pair)
         restored = restore(generator, blurred)
         scores = [f(picture, sharp)[0] for picture in (restored, blurred) for f in (psnr, ssim)]
@@ -38,9 +40,14 @@ def validate(generator: nn.Module, dataset: Dataset, rank: Rank, sync: Sync, thr
     return dict(zip(names, (means[:4] / means[4]).tolist(), strict=True))
 
 
-def write_sample(generator: nn.Module, dataset: Dataset, run: Run, rank: Rank, images_seen: int) -> None:
+def write_sample(
+    generator: nn.Module, dataset: Dataset, run: Run, rank: Rank, images_seen: int, bad: BadSamples
+) -> None:
     """The first validation picture (or training picture, where there is no such split) as it is restored now."""
     split = dataset.index.splits.get("validation") or dataset.index.splits["train"]
-    blurred, sharp = next(pairs_of(dataset.store, split, range(1), 1))
+    pair = next(pairs_of(dataset, split, range(split.num_samples), 1, bad), None)
+    if pair is None:
+        return
+    blurred, sharp = pair
     restored = restore(generator, torch.from_numpy(blurred).permute(2, 0, 1)[None].to(rank.device))
     run.write_sample(images_seen, blurred, restored[0].permute(1, 2, 0).cpu().numpy(), sharp)

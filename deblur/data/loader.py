@@ -2,8 +2,14 @@
 
 Threads and not processes: reading waits for the network and PNG decoding releases the interpreter, so nothing is
 forked, no shared memory fills up, and one process holds all that a rank knows.
+
+A lane is read by one ranged GET after another, each ahead of need: a single one for a whole shard would be read as
+slowly as the lane is consumed, and servers cut connections that idle.
 """
 
+import contextlib
+import logging
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cluster.cache import Cache
 from cluster.errors import DamagedError, InputError
 from cluster.storage import Store
 from deblur import randomness
@@ -24,14 +31,59 @@ BLOCK_BYTES = 8 << 20  # one ranged GET: long enough to hide its latency, short 
 UPDATES_AHEAD = 3
 
 Pair = tuple[np.ndarray, np.ndarray]  # (blurred, sharp), uint8 RGB [H, W, 3]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The root of a dataset and what its index says."""
+    """The root of a dataset, what its index says, and where its shards are kept on this node."""
 
     store: Store
     index: Index
+    cache: Cache | None = None
+
+    def read(self, shard: Shard, start: int, end: int) -> bytes:
+        """The bytes [start, end) of a shard."""
+        return (self.cache or self.store).get(shard.name, start, end)
+
+    def read_again(self, shard: Shard, sample: Sample) -> bytes:
+        """A sample's slice from the store itself, after bytes that were wrong."""
+        start, end = sample.offset, sample.offset + sample.length
+        if self.cache:
+            self.cache.forget(shard.name, start, end)
+        return self.store.get(shard.name, start, end)
+
+
+class BadSamples:
+    """Samples whose bytes are right and do not decode: counted, each named once, and limited.
+
+    `max_share` is their share of the samples that were used, or of one epoch while it is the first.
+    """
+
+    def __init__(self, max_share: float, num_samples: int) -> None:
+        self.count = 0  # on this rank
+        self._max_share, self._num_samples = max_share, num_samples
+        self._named: set[str] = set()
+        self._lock = threading.Lock()
+
+    def add(self, place: str, error: InputError) -> None:
+        """One more use of a sample that does not decode."""
+        with self._lock:
+            self.count += 1
+            known = place in self._named
+            self._named.add(place)
+        if not known:
+            _log.warning("sample left out: %s", error)
+
+    def check(self, count: int, images: int) -> None:
+        """Raises InputError where `count` bad ones, of all ranks, are too many among so many images."""
+        allowed = self._max_share * max(images, self._num_samples)
+        if count > allowed:
+            raise InputError(
+                f"{count} samples did not decode, more than the share of {self._max_share:g} (--max-bad-share) of "
+                f"{max(images, self._num_samples):,}; the log names them (here {', '.join(sorted(self._named)[:3])}); "
+                "mend them and pack the dataset again"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,14 +101,14 @@ class Batch:
 
 
 def batches(
-    dataset: Dataset, plan: Plan, lanes: range, data: DataRecipe, images_seen: int, threads: int
+    dataset: Dataset, plan: Plan, lanes: range, data: DataRecipe, images_seen: int, threads: int, bad: BadSamples
 ) -> Generator[Batch, None, None]:
     """The endless stream of a rank's batches from images_seen on.
 
-    Raises DamagedError (bytes unlike the index, twice) and InputError (a picture that does not decode), naming shard
-    and key.
+    A sample that does not decode is counted in `bad`, and its place taken by the good one before it in its lane.
+    Raises DamagedError (bytes unlike the index, twice), naming shard and key, and InputError when too many are bad.
     """
-    loader = _Loader(dataset.store, dataset.index.splits["train"], plan, data)
+    loader = _Loader(dataset, dataset.index.splits["train"], plan, data, bad)
     # Fetching and decoding have pools of their own: a decoder waits for its bytes, and must not hold the last thread.
     with ThreadPoolExecutor(max(4, 2 * threads)) as fetchers, ThreadPoolExecutor(threads) as decoders:
         try:
@@ -95,10 +147,11 @@ class _Slice:
 
 @dataclass(frozen=True)
 class _Loader:
-    store: Store
+    dataset: Dataset
     split: Split
     plan: Plan
     data: DataRecipe
+    bad: BadSamples
 
     def updates(
         self, lanes: range, images_seen: int, fetchers: ThreadPoolExecutor
@@ -123,51 +176,86 @@ class _Loader:
     def _fetch(self, shard: Shard, samples: list[Sample]) -> list[bytes]:
         """The slices of neighbouring samples, by one ranged read."""
         start, end = samples[0].offset, samples[-1].offset + samples[-1].length
-        data = memoryview(self.store.get(shard.name, start, end))
+        data = memoryview(self.dataset.read(shard, start, end))
         return [bytes(data[s.offset - start : s.offset - start + s.length]) for s in samples]
 
     def crop(self, part: _Slice, epoch: int, position: int) -> Pair:
         """One pair, decoded and cut to [crop, crop, 3]."""
-        shard, sample = part.shard, part.sample
-        blurred, sharp = read_pair(self.store, shard, sample, part.block.result()[part.nth])
-        place = f"{self.store.url}/{shard.name}: {sample.key}"
+        try:
+            pair = self._pair(part.shard, part.sample, part.block.result()[part.nth])
+        except InputError as error:
+            self.bad.add(f"{part.shard.name}: {part.sample.key}", error)
+            # What other ranks count is known at the next report, but more than is allowed to all is too much here.
+            self.bad.check(self.bad.count, 0)
+            pair = self._stand_in(epoch, position)
+        return augment(*pair, self.data, randomness.augmentation(self.plan.seed, epoch, position))
+
+    def _pair(self, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
+        """A decoded sample that holds a crop. Raises InputError where there is none."""
+        blurred, sharp = read_pair(self.dataset, shard, sample, data)
         if blurred.shape != sharp.shape or min(sharp.shape[:2]) < self.data.crop:
             raise InputError(
-                f"{place}: {sharp.shape[1]}x{sharp.shape[0]} (blurred {blurred.shape[1]}x{blurred.shape[0]}) does not "
-                f"hold a crop of {self.data.crop}; choose a smaller --crop or pack larger pictures"
+                f"{self.dataset.store.url}/{shard.name}: {sample.key}: {sharp.shape[1]}x{sharp.shape[0]} (blurred "
+                f"{blurred.shape[1]}x{blurred.shape[0]}) does not hold a crop of {self.data.crop}"
             )
-        draw = randomness.augmentation(self.plan.seed, epoch, position)
-        return augment(blurred, sharp, self.data, draw)
+        return blurred, sharp
+
+    def _stand_in(self, epoch: int, position: int) -> Pair:
+        """What takes a bad sample's place: the good one before it in its lane, or behind it where none is before.
+
+        Found by the plan alone, so it is the same for any number of ranks and after any restart.
+        """
+        lane, update = divmod(position, self.plan.updates_per_epoch)
+        for other in (*range(update - 1, -1, -1), *range(update + 1, self.plan.updates_per_epoch)):
+            shard, nth = self.plan.sample(epoch, self.plan.position(lane, other))
+            with contextlib.suppress(InputError):  # counted on its own turn
+                return self._pair(self.split.shards[shard], self.split.shards[shard].samples[nth])
+        raise InputError(f"{self.dataset.store.url}: no sample of a whole lane decodes; pack the dataset again")
 
 
-def read_pair(store: Store, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
+def read_pair(dataset: Dataset, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
     """A decoded sample, from its slice where that was read already; bytes unlike the index are read once more.
 
     Raises DamagedError (unlike the index again) and InputError (does not decode), naming shard and key.
     """
+    if data is None:
+        data = dataset.read(shard, sample.offset, sample.offset + sample.length)
     try:
-        blurred, sharp, _ = unpack(_slice(store, shard, sample) if data is None else data, shard.name, sample)
+        blurred, sharp, _ = unpack(data, shard.name, sample)
     except DamagedError:
-        blurred, sharp, _ = unpack(_slice(store, shard, sample), shard.name, sample)
-    place = f"{store.url}/{shard.name}: {sample.key}"
+        blurred, sharp, _ = unpack(dataset.read_again(shard, sample), shard.name, sample)
+    place = f"{dataset.store.url}/{shard.name}: {sample.key}"
     return pictures.decode(blurred, f"{place}.blurred.png"), pictures.decode(sharp, f"{place}.sharp.png")
 
 
-def pairs_of(store: Store, split: Split, indices: Iterable[int], threads: int) -> Iterator[Pair]:
-    """Whole decoded pairs of a split, in the order of `indices` (places in packed order), a few read ahead."""
+def pairs_of(
+    dataset: Dataset, split: Split, indices: Iterable[int], threads: int, bad: BadSamples | None = None
+) -> Iterator[Pair]:
+    """Whole decoded pairs of a split, in the order of `indices` (places in packed order), a few read ahead.
+
+    Those that do not decode are counted in `bad` and left out, or raised where there is none.
+    """
     samples = [(shard, sample) for shard in split.shards for sample in shard.samples]
+
+    def read(index: int) -> Pair | None:
+        shard, sample = samples[index]
+        try:
+            return read_pair(dataset, shard, sample)
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.add(f"{shard.name}: {sample.key}", error)
+            return None
+
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[Pair]] = deque()
+        pending: deque[Future[Pair | None]] = deque()
         for index in indices:
-            pending.append(pool.submit(read_pair, store, *samples[index]))
-            if len(pending) > threads:
-                yield pending.popleft().result()
+            pending.append(pool.submit(read, index))
+            if len(pending) > threads and (pair := pending.popleft().result()):
+                yield pair
         while pending:
-            yield pending.popleft().result()
-
-
-def _slice(store: Store, shard: Shard, sample: Sample) -> bytes:
-    return store.get(shard.name, sample.offset, sample.offset + sample.length)
+            if pair := pending.popleft().result():
+                yield pair
 
 
 def augment(blurred: np.ndarray, sharp: np.ndarray, data: DataRecipe, draw: np.random.Generator) -> Pair:

@@ -1,5 +1,6 @@
 """The loop: with any number of ranks, killed at any moment, and without Ray."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,13 +10,14 @@ import textwrap
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-from cluster.errors import InputError
+from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur import fit as fit_module
@@ -46,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> None:
+def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> bool:
     """One rank, which writes down every position that it consumes."""
     store = open_store(data)
     dataset = Dataset(store, read_index(store))
@@ -64,7 +66,7 @@ def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> None
     intervals = Intervals(validate_images=64, report_s=0, checkpoint_s=0, meeting_s=0)
     features = load_features(recipe.loss.features, "random", None)
     with mock.patch.object(fit_module, "batches", recorded):
-        fit(recipe, dataset, features, rank, Sync(), Run(run, keep=2), intervals=intervals)
+        return fit(recipe, dataset, features, rank, Sync(), Run(run, keep=2), intervals=intervals)
 
 
 def final_generator(run: str) -> bytes:
@@ -79,34 +81,71 @@ def consumed(run: str) -> list[tuple[int, int, int]]:
     return [tuple(json.loads(line)) for line in Path(f"{run}.consumed").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ranks: int) -> None:
-    straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
-    run_ranks(train_rank, num_ranks, tmp_path / "a", data, straight)
-
-    started = start_ranks(train_rank, num_ranks, tmp_path / "b", data, killed)
-    committed = Path(killed) / "checkpoints"
-    while not any(int(path.parent.name) >= 11 * BATCH for path in committed.glob("*/manifest.json")):
+def train_killed(folder: Path, data: str, run: str, num_ranks: int) -> tuple[int, int]:
+    """Trains until somewhere behind the 11th update and kills all ranks; (images committed, lines consumed)."""
+    started = start_ranks(train_rank, num_ranks, folder, data, run)
+    while not any(int(path.parent.name) >= 11 * BATCH for path in Path(run).glob("checkpoints/*/manifest.json")):
         assert all(process.is_alive() for process in started.processes)
         time.sleep(0.002)
     for process in started.processes:
         os.kill(process.pid, signal.SIGKILL)
     for process in started.processes:
         process.join()
-    before_kill = consumed(killed)
-    reached = Run(killed).checkpoints.list()[-1].images_seen
+    reached = Run(run).images_seen()
     assert 11 * BATCH <= reached < BATCH * UPDATES, "killed in the middle, after a checkpoint"
+    return reached, len(consumed(run))
 
+
+def committed_work(run: str, reached: int, before_kill: int) -> list[tuple[int, int]]:
+    """(epoch, position) that checkpoints vouch for: all before the kill up to the last one, and all after it."""
+    lines = consumed(run)
+    assert min(images for images, _, _ in lines[before_kill:]) == reached
+    work = [c for c in lines[:before_kill] if c[0] < reached]
+    work += [c for c in lines[before_kill:] if c[0] < BATCH * UPDATES]
+    return sorted((epoch, position) for _, epoch, position in work)
+
+
+PLANNED = [(epoch, position) for epoch in range(UPDATES // 10) for position in range(10 * BATCH)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ranks: int) -> None:
+    straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
+    run_ranks(train_rank, num_ranks, tmp_path / "a", data, straight)
+    reached, before_kill = train_killed(tmp_path / "b", data, killed, num_ranks)
     run_ranks(train_rank, num_ranks, tmp_path / "c", data, killed)
     assert final_generator(killed) == final_generator(straight)
+    assert committed_work(killed, reached, before_kill) == PLANNED
 
-    # What checkpoints vouch for: all before the kill up to the last one, and all after it.
-    after_kill = consumed(killed)[len(before_kill) :]
-    assert min(images for images, _, _ in after_kill) == reached
-    work = [c for c in before_kill if c[0] < reached] + [c for c in after_kill if c[0] < BATCH * UPDATES]
-    assert sorted(work) == sorted({c for c in consumed(straight) if c[0] < BATCH * UPDATES})
-    places = [(epoch, position) for _, epoch, position in work]
-    assert len(places) == len(set(places)) == BATCH * UPDATES
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (2, 4)])
+def test_a_killed_run_goes_on_with_other_ranks_and_sees_each_sample_once(
+    tmp_path: Path, data: str, before: int, after: int
+) -> None:
+    run = str(tmp_path / "run")
+    reached, before_kill = train_killed(tmp_path / "a", data, run, before)
+    run_ranks(train_rank, after, tmp_path / "b", data, run)
+    assert final_generator(run)
+    assert committed_work(run, reached, before_kill) == PLANNED
+
+
+def leaving_rank(rank: Rank, data: str, run: str, seconds_left: list[float | None]) -> tuple[bool, int]:
+    """Trains while a notice says how long a node has left; whether the end was reached, and updates begun."""
+    notices = iter(seconds_left)
+    with mock.patch(f"{__name__}.Sync", partial(Sync, seconds_left=lambda: next(notices, seconds_left[-1]))):
+        done = train_rank(rank, data, run)
+    return done, max(images for images, _, _ in consumed(run)) // BATCH
+
+
+def test_ranks_whose_node_is_taken_leave_with_a_checkpoint_and_nothing_lost(tmp_path: Path, data: str) -> None:
+    run = str(tmp_path / "run")
+    notices = [None] * 6 + [60.0] * 5 + [4.0]
+    for done, last_update in run_ranks(leaving_rank, 2, tmp_path / "a", data, run, notices):
+        assert not done
+        assert last_update == 11, "the updates of all meetings but no more"
+    assert Run(run).images_seen() == 12 * BATCH
+    run_ranks(train_rank, 2, tmp_path / "b", data, run)
+    assert sorted((e, p) for i, e, p in consumed(run) if i < BATCH * UPDATES) == PLANNED, "without any repetition"
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path, data: str) -> None:
@@ -148,8 +187,42 @@ def test_one_rank_trains_where_ray_cannot_be_imported(tmp_path: Path, data: str)
 
 def test_several_updates_without_finite_gradients_stop_the_run(tmp_path: Path, data: str) -> None:
     huge = replace(RECIPE, loss=replace(RECIPE.loss, content_weight=float(2**127)))
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(Diverged, match=r"last 5 updates were not finite; there is no checkpoint; lower the learning"):
         train_rank(Rank(), data, str(tmp_path / "run"), huge)
+
+
+def poisoned_rank(rank: Rank, data: str, run: str, updates: range) -> str:
+    """Trains with pictures that are not finite, on the last rank alone, in the updates of a range."""
+    real, done = fit_module._to_device, itertools.count()
+
+    def poisoned(*arguments: object) -> tuple[torch.Tensor, ...]:
+        blurred, sharp, mixes = real(*arguments)
+        bad = rank.rank == rank.num_ranks - 1 and next(done) in updates
+        return blurred * float("nan") if bad else blurred, sharp, mixes
+
+    with mock.patch.object(fit_module, "_to_device", poisoned):
+        try:
+            train_rank(rank, data, run)
+        except Diverged as error:
+            return str(error)
+    return ""
+
+
+def test_numbers_that_are_not_finite_on_one_rank_are_skipped_and_counted_by_all(tmp_path: Path, data: str) -> None:
+    run = str(tmp_path / "run")
+    assert run_ranks(poisoned_rank, 2, tmp_path / "a", data, run, range(9, 13)) == ["", ""]
+    lines = Run(run).read_metrics()
+    assert [line["images_seen"] // BATCH for line in lines if line["nonfinite"]] == [10, 11, 12, 13]
+    assert final_generator(run)
+
+
+def test_several_in_a_row_on_one_rank_stop_all_ranks_and_name_the_last_good_checkpoint(
+    tmp_path: Path, data: str
+) -> None:
+    run = str(tmp_path / "run")
+    errors = run_ranks(poisoned_rank, 2, tmp_path / "a", data, run, range(9, 99))
+    assert all(f"the last good checkpoint is {run}/checkpoints/{9 * BATCH:012d}" in error for error in errors)
+    assert Run(run).images_seen() == 9 * BATCH
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, data: str) -> None:
@@ -162,14 +235,14 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, data: s
 
 def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     run, origin = Run(str(tmp_path / "run")), Origin(dataset="d", features="f")
+    run.check(RECIPE, origin)
     run.begin(RECIPE, origin)
-    run.begin(RECIPE, origin)
+    run.check(RECIPE, origin)
     changed = replace(RECIPE, data=replace(RECIPE.data, batch_size=8))
     with pytest.raises(InputError, match=r"data\.batch_size: 4 -> 8.*--allow-recipe-change"):
-        run.begin(changed, origin)
+        run.check(changed, origin)
     with pytest.raises(InputError, match=r"dataset: d -> e"):
-        run.begin(RECIPE, Origin(dataset="e", features="f"))
-    run.begin(changed, origin, allow_change=True)
+        run.check(RECIPE, Origin(dataset="e", features="f"))
 
 
 def test_a_crop_larger_than_the_smallest_picture_is_refused_before_work(data: str) -> None:

@@ -10,10 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.cache import Cache
 from cluster.errors import DamagedError, InputError
-from cluster.storage import Store, join, open_store
-from deblur.data.loader import Batch, Dataset, augment, batches, pairs_of
+from cluster.storage import Store, Traffic, join, open_store
+from deblur import randomness
+from deblur.data import pictures
+from deblur.data.loader import BadSamples, Batch, Dataset, augment, batches, pairs_of
 from deblur.data.plan import Plan, lanes_of
+from deblur.data.shards import Index, write_split
 from deblur.recipe import DataRecipe
 from tests.datasets import picture, samples, write_dataset
 
@@ -25,8 +29,17 @@ def plan_of(dataset: Dataset) -> Plan:
     return Plan(shard_sizes=sizes, batch_size=DATA.batch_size, seed=5)
 
 
-def read(dataset: Dataset, count: int, *, rank: int = 0, num_ranks: int = 1, images_seen: int = 0) -> list[Batch]:
-    stream = batches(dataset, plan_of(dataset), lanes_of(rank, num_ranks, DATA.batch_size), DATA, images_seen, 2)
+def read(
+    dataset: Dataset,
+    count: int,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    images_seen: int = 0,
+    bad: BadSamples | None = None,
+) -> list[Batch]:
+    lanes = lanes_of(rank, num_ranks, DATA.batch_size)
+    stream = batches(dataset, plan_of(dataset), lanes, DATA, images_seen, 2, bad or BadSamples(0, 1))
     found = list(islice(stream, count))
     stream.close()
     return found
@@ -120,10 +133,11 @@ class Flaky:
     """A store whose first answers have one wrong byte."""
 
     def __init__(self, store: Store, wrong: int) -> None:
-        self._store, self.wrong, self.url = store, wrong, store.url
+        self._store, self.wrong, self.url, self.traffic = store, wrong, store.url, Traffic()
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         data = bytearray(self._store.get(key, start, end))
+        self.traffic.add(read_bytes=len(data))
         if self.wrong:
             self.wrong -= 1
             data[len(data) // 2] ^= 1
@@ -132,26 +146,118 @@ class Flaky:
 
 def test_bytes_unlike_the_index_are_read_once_more_and_then_an_error_with_shard_and_key(dataset: Dataset) -> None:
     split = dataset.index.splits["validation"]
-    good = list(pairs_of(dataset.store, split, range(1), 1))
-    again = list(pairs_of(Flaky(dataset.store, wrong=1), split, range(1), 1))
+    good = list(pairs_of(dataset, split, range(1), 1))
+    again = list(pairs_of(replace(dataset, store=Flaky(dataset.store, wrong=1)), split, range(1), 1))
     assert np.array_equal(good[0][0], again[0][0])
     with pytest.raises(DamagedError, match=r"validation/000000\.tar: v-000.*crc32"):
-        list(pairs_of(Flaky(dataset.store, wrong=2), split, range(1), 1))
+        list(pairs_of(replace(dataset, store=Flaky(dataset.store, wrong=2)), split, range(1), 1))
 
 
-def test_a_picture_that_does_not_decode_is_named_with_shard_and_key(tmp_path: Path) -> None:
-    bad = [replace(sample, sharp_png=sample.sharp_png[:500]) for sample in samples("t", 4, 48, 56)]
-    from deblur.data.shards import Index, write_split
+@pytest.mark.parametrize("content", [b"", b"not a tar " * 9999], ids=["cut", "replaced"])
+def test_a_shard_that_is_cut_or_replaced_stops_the_stream_with_shard_and_key(tmp_path: Path, content: bytes) -> None:
+    dataset = write_dataset(open_store(tmp_path), train=23)
+    for shard in dataset.index.splits["train"].shards:
+        dataset.store.put(shard.name, content)
+    with pytest.raises(DamagedError, match=r"train/00000\d\.tar: t-0\d\d: .*index"):
+        read(dataset, 1)
 
+
+# ---- samples that do not decode
+
+
+def with_bad(folder: Path, *bad: int) -> Dataset:
+    """Twenty-three samples, of which some hold half a picture: written so, with the right crc32."""
+    made = list(samples("t", 23, 48, 56))
+    for nth in bad:
+        made[nth] = replace(made[nth], sharp_png=made[nth].sharp_png[:500])
+    store = open_store(folder)
+    return Dataset(store, Index(made={}, splits={"train": write_split(store, "train", made, 60_000)}))
+
+
+def key_of(dataset: Dataset, epoch: int, position: int) -> str:
+    shard, nth = plan_of(dataset).sample(epoch, position)
+    return dataset.index.splits["train"].shards[shard].samples[nth].key
+
+
+@given(st.sets(st.integers(0, 22), min_size=1, max_size=6), st.integers(0, 9), st.sampled_from([1, 2, 3]))
+def test_the_good_sample_before_it_in_its_lane_takes_the_place_of_a_bad_one(
+    tmp_path_factory: pytest.TempPathFactory, bad: set[int], done: int, num_ranks: int
+) -> None:
+    """Against the crop of the plain dataset's sample that the law names, from any start and for any ranks."""
+    folder = tmp_path_factory.mktemp("bad")
+    dataset = with_bad(folder, *bad)
+    plan, wrong = plan_of(dataset), {f"t-{nth:03d}" for nth in bad}
+    per_epoch = plan.updates_per_epoch
+    for rank in range(num_ranks):
+        counted = BadSamples(1, 23)
+        for batch in read(dataset, 6, rank=rank, num_ranks=num_ranks, images_seen=4 * done, bad=counted):
+            for position, crop in zip(batch.positions, batch.sharp, strict=True):
+                lane, update = divmod(position, per_epoch)
+                order = [update, *range(update - 1, -1, -1), *range(update + 1, per_epoch)]
+                key = next(
+                    key
+                    for key in (key_of(dataset, batch.epoch, lane * per_epoch + u) for u in order)
+                    if key not in wrong
+                )
+                whole = picture(int(key[-3:]), 48, 56)
+                draw = randomness.augmentation(plan.seed, batch.epoch, position)
+                expected = augment(whole, whole, DATA, draw)[1]
+                assert np.array_equal(crop.permute(1, 2, 0).numpy(), expected)
+
+
+def test_bad_samples_are_counted_at_each_use_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset, bad = with_bad(tmp_path, 7), BadSamples(0.2, 23)
+    seen = read(dataset, 5 * 4, bad=bad)
+    uses = sum(key_of(dataset, batch.epoch, p) == "t-007" for batch in seen for p in batch.positions)
+    assert 0 < uses <= bad.count  # a few more were read ahead
+    assert caplog.text.count("t-007") == 1
+    assert "t-007.sharp.png: does not decode" in caplog.text
+
+
+def test_more_bad_samples_than_their_share_end_the_stream_with_names(tmp_path: Path) -> None:
+    dataset = with_bad(tmp_path, *range(4))
+    read(dataset, 20, bad=BadSamples(4 / 23 * 5, 23))
+    with pytest.raises(
+        InputError, match=r"samples did not decode, more than the share of 0\.1 \(--max-bad-share\).*t-00"
+    ):
+        read(dataset, 20, bad=BadSamples(0.1, 23))
+
+
+def test_a_picture_that_is_too_small_for_the_crop_is_a_bad_sample(tmp_path: Path) -> None:
+    made = list(samples("t", 23, 48, 56))
+    made[3] = replace(made[3], sharp_png=pictures.encode_png(picture(0, 20, 20)))
     store = open_store(tmp_path)
-    split = write_split(store, "train", bad, 1 << 30)
-    broken = Dataset(store, Index(made={}, splits={"train": split}))
-    with pytest.raises(InputError, match=r"train/000000\.tar: t-00\d\.sharp\.png: does not decode"):
-        read(broken, 1)
+    dataset = Dataset(store, Index(made={}, splits={"train": write_split(store, "train", made, 60_000)}))
+    bad = BadSamples(1, 23)
+    read(dataset, 15, bad=bad)
+    assert bad.count
+
+
+# ---- the cache of a node
+
+
+def test_with_a_cache_later_epochs_need_no_network(dataset: Dataset, tmp_path: Path) -> None:
+    counted = replace(dataset, store=Flaky(dataset.store, wrong=0))
+    cached = replace(counted, cache=Cache(counted.store, tmp_path, 1 << 30, "v"))
+    plain = read(dataset, 20)
+    epochs = read(cached, 20)
+    assert all(torch.equal(a.sharp, b.sharp) for a, b in zip(plain, epochs, strict=True))
+    once = counted.store.traffic.read_bytes
+    assert once == sum(shard.size_bytes for shard in dataset.index.splits["train"].shards)
+    read(cached, 20, images_seen=40)
+    assert counted.store.traffic.read_bytes == once
+
+
+def test_wrong_bytes_in_the_cache_are_fetched_again(dataset: Dataset, tmp_path: Path) -> None:
+    cached = replace(dataset, cache=Cache(dataset.store, tmp_path, 1 << 30, "v"))
+    plain = read(cached, 5)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-5000] + bytes(2500))
+    assert all(torch.equal(a.sharp, b.sharp) for a, b in zip(plain, read(cached, 5), strict=True))
 
 
 def test_what_was_read_ahead_is_dropped_when_the_consumer_leaves(dataset: Dataset) -> None:
-    stream = batches(dataset, plan_of(dataset), range(4), DATA, 0, 2)
+    stream = batches(dataset, plan_of(dataset), range(4), DATA, 0, 2, BadSamples(0, 1))
     next(stream)
     stream.close()
     with pytest.raises(StopIteration):

@@ -18,7 +18,7 @@ from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.data import pictures
 from deblur.data.blur import blurred
-from deblur.data.loader import pairs_of
+from deblur.data.loader import Dataset, pairs_of
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
 from deblur.data.shards import Index, Split, read_index
 from deblur.pack import Settings, pack, starts, summary
@@ -68,7 +68,9 @@ def test_a_gopro_tree_is_packed_whole_with_its_files_bytes(gopro: Path, tmp_path
     assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 8, "validation": 4, "test": 4}
     store = open_store(tmp_path / "out")
     for split_name, split in index.splits.items():
-        for key, (blurry, sharp) in zip(keys(split), pairs_of(store, split, range(split.num_samples), 1), strict=True):
+        for key, (blurry, sharp) in zip(
+            keys(split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
+        ):
             scene, nth = key.rsplit("-", 1)
             folder = gopro / ("test" if split_name == "test" else "train") / scene
             assert np.array_equal(blurry, np.array(PIL.Image.open(folder / "blur_gamma" / f"{nth}.png")))
@@ -110,7 +112,7 @@ def test_flat_folders_are_paired_by_name(tmp_path: Path) -> None:
     index = packed(tmp_path / "flat", tmp_path / "out")
     assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 3, "validation": 3}
     store, split = open_store(tmp_path / "out"), index.splits["validation"]
-    for key, (blurry, sharp) in zip(keys(split), pairs_of(store, split, range(3), 1), strict=True):
+    for key, (blurry, sharp) in zip(keys(split), pairs_of(Dataset(store, index), split, range(3), 1), strict=True):
         assert np.array_equal(blurry, np.array(PIL.Image.open(tmp_path / "flat" / "A" / f"{key}.png")))
         assert np.array_equal(sharp, np.array(PIL.Image.open(tmp_path / "flat" / "B" / f"{key}.png")))
 
@@ -128,7 +130,9 @@ def test_photographs_are_blurred_by_their_own_seeds(tmp_path: Path) -> None:
         return next(
             pair[0]
             for split in index.splits.values()
-            for key, pair in zip(keys(split), pairs_of(store, split, range(split.num_samples), 1), strict=True)
+            for key, pair in zip(
+                keys(split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
+            )
             if key == "sub-b"
         )
 
@@ -153,7 +157,9 @@ def test_only_training_pictures_are_cut(gopro: Path, tmp_path: Path) -> None:
     assert index.splits["train"].smallest == (32, 32)
     assert index.splits["validation"].smallest == index.splits["test"].smallest == (40, 50)
     store, split = open_store(tmp_path / "out"), index.splits["train"]
-    for key, (blurry, sharp) in zip(keys(split), pairs_of(store, split, range(split.num_samples), 1), strict=True):
+    for key, (blurry, sharp) in zip(
+        keys(split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
+    ):
         scene, nth, row, column = key.rsplit("-", 3)
         top, left = int(row[1:]), int(column[1:])
         for side, pixels in (("blur", blurry), ("sharp", sharp)):

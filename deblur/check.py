@@ -1,0 +1,47 @@
+"""What can be known before a start: whether all nodes reach the data and the runs, and what would run."""
+
+from cluster import preflight
+from cluster.errors import FINAL, InputError
+from cluster.placement import Placement
+from cluster.storage import join, open_store
+from deblur.data.shards import INDEX, Index
+
+
+def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
+    """Addresses of the nodes, each of which has read the dataset's index and read and written the runs' root.
+
+    Must be called in a cluster. Raises InputError where one cannot, and where too few nodes come within the wait.
+    """
+    from cluster import launch  # needs Ray
+
+    with preflight.marker(open_store(runs, preflight.ANSWER)) as key:
+        answers = launch.everywhere(placement, _look_around, data, runs, key)
+    for address, error in answers.items():
+        if error:
+            raise InputError(
+                f"node {address}: {error}; --data and --runs (DEBLUR_DATA, DEBLUR_RUNS) must name places that every "
+                "node reaches and is allowed to use: s3://bucket/prefix, or a folder that all of them mount"
+            )
+    return sorted(answers)
+
+
+def _look_around(data: str, runs: str, key: str) -> str:
+    """What is wrong as seen from this node; empty where nothing is."""
+    try:
+        open_store(data, preflight.ANSWER).get(INDEX, 0, 1)
+        preflight.read_and_write(runs, key)
+    except FINAL as error:
+        return str(error)
+    return ""
+
+
+def summary(index: Index, data: str, run_url: str, images_seen: int, total: int, batch_size: int) -> str:
+    """What would run, in a few lines."""
+    splits = ", ".join(f"{split.num_samples:,} {name}" for name, split in index.splits.items())
+    begin = f"goes on from {images_seen:,}" if images_seen else "starts at 0"
+    return "\n".join(
+        [
+            f"dataset  {join(data, INDEX)}: {splits}; digest {index.digest[:8]}",
+            f"run      {run_url}: {begin} of {total:,} images, {total // batch_size:,} updates of {batch_size}",
+        ]
+    )

@@ -1,0 +1,113 @@
+"""The cache of a node: the bytes of the store, bounded, shared, and never in the way."""
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import cache as caches
+from cluster.cache import Cache
+from cluster.storage import FolderStore
+
+CHUNK = 100
+SIZE = 1234
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "CHUNK_BYTES", CHUNK)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
+    store = FolderStore(str(tmp_path_factory.mktemp("store")))
+    for key in "abc":
+        store.put(key, os.urandom(SIZE))
+    return store
+
+
+def held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, SIZE - 1), st.integers(1, SIZE)), max_size=30), st.data()
+)
+def test_any_ranges_equal_those_of_the_store_and_the_limit_holds(
+    tmp_path_factory: pytest.TempPathFactory, store: FolderStore, reads: list[tuple[str, int, int]], data: st.DataObject
+) -> None:
+    folder, limit = tmp_path_factory.mktemp("cache"), data.draw(st.sampled_from([0, CHUNK, 7 * CHUNK, 99 * CHUNK]))
+    cache = Cache(store, folder, limit, "v")
+    for key, start, length in reads:
+        end = min(SIZE, start + length)
+        assert cache.get(key, start, end) == store.get(key, start, end)
+        assert held(folder) <= limit
+
+
+def test_what_is_held_is_not_asked_for_again_also_by_another_rank(store: FolderStore, tmp_path: Path) -> None:
+    assert len(Cache(store, tmp_path, 10**6, "v").get("a", 0, SIZE)) == SIZE
+    before = store.traffic.read_bytes
+    assert Cache(store, tmp_path, 10**6, "v").get("a", 50, SIZE) == store.get("a", 50, SIZE)
+    assert store.traffic.read_bytes - before == SIZE - 50, "the test's own reading"
+
+
+def test_another_version_of_the_dataset_is_another_object(store: FolderStore, tmp_path: Path) -> None:
+    old = Cache(store, tmp_path, 10**6, "old").get("b", 0, SIZE)
+    store.put("b", bytes(SIZE))
+    assert Cache(store, tmp_path, 10**6, "old").get("b", 0, SIZE) == old
+    assert Cache(store, tmp_path, 10**6, "new").get("b", 0, SIZE) == bytes(SIZE)
+
+
+def test_a_part_of_an_epoch_is_still_held_when_the_limit_is_smaller_than_the_dataset(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    """Going round and round: forgetting the oldest would never find anything."""
+    cache = Cache(store, tmp_path, 20 * CHUNK, "v")
+    for _ in range(4):
+        for key in "abc":
+            cache.get(key, 0, SIZE)
+    before = store.traffic.read_bytes
+    for key in "abc":
+        cache.get(key, 0, SIZE)
+    assert store.traffic.read_bytes - before < 3 * SIZE
+
+
+def test_a_disk_that_is_full_costs_speed_alone_and_is_said_once(
+    store: FolderStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(store, tmp_path / "cache", 10**6, "v")
+    with mock.patch.object(Path, "write_bytes", side_effect=OSError(28, "No space left on device")):
+        for key in "abc":
+            assert cache.get(key, 0, SIZE) == store.get(key, 0, SIZE)
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_what_a_killed_writer_left_is_never_read_and_makes_room(store: FolderStore, tmp_path: Path) -> None:
+    cache = Cache(store, tmp_path, 3 * CHUNK, "v")
+    cache.get("a", 0, CHUNK)
+    (chunk,) = tmp_path.iterdir()
+    chunk.rename(chunk.with_suffix(".0123.partial"))
+    chunk.with_suffix(".0123.partial").write_bytes(b"half")
+    for start in range(0, 10 * CHUNK, CHUNK):
+        assert cache.get("a", start, start + CHUNK) == store.get("a", start, start + CHUNK)
+    assert held(tmp_path) <= 3 * CHUNK
+
+
+def test_ranks_that_share_it_do_not_disturb_each_other(store: FolderStore, tmp_path: Path) -> None:
+    wanted = {key: store.get(key) for key in "abc"}
+    turns = itertools.count()
+
+    def rank(number: int) -> None:
+        cache = Cache(store, tmp_path, 5 * CHUNK, "v")
+        for key, start in itertools.product("abc", range(number, SIZE, 37)):
+            next(turns)
+            assert cache.get(key, start, min(SIZE, start + 90)) == wanted[key][start : start + 90]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(rank, range(4)))
+    assert next(turns) > 300

@@ -1,0 +1,121 @@
+"""One writer per run, on folders and buckets, with holders that are really killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster import lease
+from cluster.checkpoints import Checkpoints
+from cluster.errors import InputError
+from cluster.storage import Store, join, open_store
+
+EXPIRY_S = 1.5
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(tmp_path if request.param == "folder" else join(request.getfixturevalue("bucket"), "run"))
+
+
+def holder(url: str) -> subprocess.Popen[str]:
+    """Another process that holds the lease until it is killed; returns when it has it."""
+    script = f"""
+        import time
+        from cluster import lease
+        from cluster.storage import open_store
+        with lease.held(open_store({url!r}), {EXPIRY_S}) as number:
+            print("held", number, flush=True)
+            time.sleep(600)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "held" in process.stdout.readline()
+    return process
+
+
+def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> None:
+    first = holder(store.url)
+    try:
+        refusal = pytest.raises(InputError, match=rf"process {first.pid}\) is writing this run.*another --run")
+        with refusal, lease.held(store, EXPIRY_S):
+            pass
+        lease.check(store, 1)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_after_a_holder_that_ended_by_itself_nobody_waits(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    for expected in (1, 2, 3):
+        with lease.held(store, expiry_s=600) as number:
+            assert number == expected
+    assert not capsys.readouterr().out
+    assert len(store.list("lease/")) == 1
+
+
+def test_after_a_holder_that_was_killed_the_next_waits_for_a_sign_of_life(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = holder(store.url)
+    first.kill()
+    first.wait()
+    before = time.monotonic()
+    with lease.held(store, EXPIRY_S) as number:
+        assert number == 2
+        assert time.monotonic() - before >= EXPIRY_S
+    assert f"process {first.pid}) was writing this run; waiting" in capsys.readouterr().out
+
+
+def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
+    first = holder(store.url)
+    try:
+        os.kill(first.pid, signal.SIGSTOP)  # a machine that hangs, or a network that is cut
+        with lease.held(store, EXPIRY_S) as number:
+            os.kill(first.pid, signal.SIGCONT)
+            time.sleep(EXPIRY_S)  # it beats again, and disturbs nobody
+            lease.check(store, number)
+            late = Checkpoints(store, may_commit=lambda: lease.check(store, 1))
+            late.save(8, {"state.pt": b"of the past"})
+            with pytest.raises(InputError, match="another start has taken this run over"):
+                late.wait()
+            assert not late.list()
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.parametrize("dead_before", [False, True])
+def test_of_many_starts_one_holds(store: Store, dead_before: bool) -> None:
+    if dead_before:
+        first = holder(store.url)
+        first.kill()
+        first.wait()
+    inside, most, lock, done = 0, 0, threading.Lock(), threading.Barrier(6)
+
+    def start(_: int) -> bool:
+        nonlocal inside, most
+        try:
+            with lease.held(open_store(store.url), EXPIRY_S):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                done.wait(60)  # until the others have been refused
+                with lock:
+                    inside -= 1
+            return True
+        except InputError:
+            done.wait(60)
+            return False
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(start, range(6))) == [False] * 5 + [True]
+    assert most == 1
