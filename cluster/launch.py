@@ -29,6 +29,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import preflight
 from cluster.errors import FINAL, InputError
 from cluster.placement import Placement
 from cluster.sync import Rank, Sync, ray_sync
@@ -60,6 +61,7 @@ def connected() -> Iterator[None]:
         return
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon a rank that died is missed
     # Ray would print each line of a rank twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     ray.init(logging_level="WARNING")
@@ -253,7 +255,7 @@ def _share(resources: dict[str, float], placement: Placement) -> _Group | None:
 
 def _answering(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The nodes that run a task now: Ray lists a node for a while after it was lost, and one that is being taken."""
-    asked = {_run_on(node["NodeID"], _answer): node for node in nodes}
+    asked = {_run_on(node["NodeID"], preflight.answer): node for node in nodes}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
     for task in late:
         ray.cancel(task, force=True)
@@ -265,10 +267,6 @@ def _run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
     return remote.options(scheduling_strategy=there).remote(*arguments)
-
-
-def _answer() -> None:
-    """What a node is asked to do to see that it lives."""
 
 
 def _succeeded(task: ray.ObjectRef) -> bool:

@@ -1,10 +1,13 @@
-"""Whether a place can be read and written from here and from other machines, before anything depends on it."""
+"""Whether a machine answers, and reaches the places that a run depends on, before anything does.
+
+Nodes run these functions as tasks: what this module imports is what they wait for.
+"""
 
 import contextlib
 import uuid
 from collections.abc import Iterator
 
-from cluster.errors import InputError, NotFound
+from cluster.errors import FINAL, InputError, NotFound
 from cluster.storage import Retry, Store, join, open_store
 
 ANSWER = Retry(limit_s=15.0, stall_s=10.0)
@@ -36,3 +39,21 @@ def read_and_write(url: str, key: str) -> None:
     with marker(store) as mine:
         if store.get(mine) != mine.encode() or mine not in store.list("preflight-"):
             raise InputError(f"{join(url, mine)}: was written, but is not found again")
+
+
+def answer() -> None:
+    """What a node is asked to do to see that it lives."""
+
+
+def look_around(readable: str, writable: str, key: str) -> str:
+    """What is wrong as seen from this machine, empty where nothing is.
+
+    `readable` is the URL of an object; `writable` the root in which another machine left the marker `key`.
+    """
+    try:
+        parent, _, name = readable.rpartition("/")
+        open_store(parent, ANSWER).get(name, 0, 1)
+        read_and_write(writable, key)
+    except FINAL as error:
+        return str(error)
+    return ""

@@ -1,7 +1,7 @@
 """What can be known before a start: whether all nodes reach the data and the runs, and what would run."""
 
 from cluster import preflight
-from cluster.errors import FINAL, InputError
+from cluster.errors import InputError
 from cluster.placement import Placement
 from cluster.storage import join, open_store
 from deblur.data.shards import INDEX, Index
@@ -15,7 +15,7 @@ def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
     from cluster import launch  # needs Ray
 
     with preflight.marker(open_store(runs, preflight.ANSWER)) as key:
-        answers = launch.everywhere(placement, _look_around, data, runs, key)
+        answers = launch.everywhere(placement, preflight.look_around, join(data, INDEX), runs, key)
     for address, error in answers.items():
         if error:
             raise InputError(
@@ -23,16 +23,6 @@ def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
                 "node reaches and is allowed to use: s3://bucket/prefix, or a folder that all of them mount"
             )
     return sorted(answers)
-
-
-def _look_around(data: str, runs: str, key: str) -> str:
-    """What is wrong as seen from this node; empty where nothing is."""
-    try:
-        open_store(data, preflight.ANSWER).get(INDEX, 0, 1)
-        preflight.read_and_write(runs, key)
-    except FINAL as error:
-        return str(error)
-    return ""
 
 
 def summary(index: Index, data: str, run_url: str, images_seen: int, total: int, batch_size: int) -> str:

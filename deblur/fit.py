@@ -115,7 +115,7 @@ def fit(
                     run.add_metrics(metrics)
                     print(progress(run.name, metrics, total), flush=True)
                 if record.validate:
-                    sync.report(metrics)
+                    sync.report(quality | {"images_seen": images_seen})  # Ray prints all of it
             # In the middle of updates that were skipped there is nothing good to keep, unless the ranks end here.
             if record.checkpoint and rank.rank == 0 and (not skipped or record.stop or record.leave):
                 run.write_metrics()

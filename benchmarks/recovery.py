@@ -1,0 +1,292 @@
+"""Kills parts of a training run on two nodes of a cluster on this machine, and measures what it takes to go on.
+
+python -m benchmarks.recovery --json       all faults; nodes have network namespaces where the machine permits them
+python -m benchmarks.recovery --faults worker node
+"""
+
+import json
+import os
+import random
+import shlex
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from ray.job_submission import JobSubmissionClient
+
+from benchmarks.machine import machine
+from benchmarks.recorded import Account, Start, account, read_record
+from cluster.local import LocalCluster, can_isolate, local_cluster
+from cluster.local import Settings as ClusterSettings
+from cluster.storage import join, open_store
+from deblur.data.loader import Dataset
+from deblur.fit import plan_of, total_images
+from deblur.pack import pack_samples
+from deblur.run import Run
+from deblur.train import open_dataset, parse
+
+# The smallest run that is still the paper's: penalty, several critic steps, InstanceNorm, dropout.
+RECIPE = shlex.split("""
+    --recipe paper --batch-size 4 --crop 24 --generator.filters 4 --generator.blocks 1 --critic.filters 4
+    --critic.layers 2 --critic-updates 2 --features vgg16-block1_conv1 --feature-weights random --precision float32
+    --validate-images 100000 --checkpoint-s 2
+""")
+PACE_S = 0.05
+DRAIN_S = 10
+WAIT_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    faults: tuple[str, ...] = ()
+    """Of worker, node, link, preemption, driver, elastic; else all of them."""
+    updates: int = 400
+    """Length of each run."""
+    seed: int = 0
+    """Of the update at which the fault comes, and of the rank or node that it meets."""
+    json: bool = False
+    """Print one line of JSON at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a fault cost."""
+
+    fault: str
+    seconds_to_next_update: float
+    """From the fault to the first update of the group that came after it."""
+    seconds_without_updates: float
+    """From the last update of the group before to the first of the group after."""
+    account: Account
+    num_ranks: tuple[int, ...]
+    """Of each group."""
+    same_weights: bool | None
+    """As the undisturbed run, bit for bit; None where other numbers of ranks took part."""
+
+
+class Bench:
+    """A cluster of two nodes, a dataset, and the runs made on it."""
+
+    def __init__(self, cluster: LocalCluster, dataset: Dataset, folder: Path, updates: int = 400) -> None:
+        self.cluster, self.dataset, self.folder = cluster, dataset, folder
+        self.flags = [*RECIPE, "--images", str(4 * updates), "--data", dataset.store.url]
+        self.environment: dict[str, str] = {}
+        recipe = parse(self.flags).recipe
+        self.plan = plan_of(recipe, dataset.index)
+        self.total = total_images(recipe, self.plan)
+        self._jobs = JobSubmissionClient(cluster.jobs)
+        self._reference: bytes | None = None
+
+    def record(self, run: str) -> Path:
+        """Where the ranks of a run write down what they consume."""
+        folder = self.folder / f"{run}.record"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def submit(self, run: str, *more: str) -> str:
+        """Starts a run, or the same again; its job."""
+        runs = self.environment.get("DEBLUR_RUNS", str(self.folder))
+        flags = [*self.flags, "--runs", runs, "--run", run, "--nodes", "2", *more]
+        record = {"RECORD": str(self.record(run)), "PACE_S": str(PACE_S)}
+        environment = self.environment | record
+        return self._jobs.submit_job(
+            entrypoint=f"python -m benchmarks.recorded {' '.join(flags)}", runtime_env={"env_vars": environment}
+        )
+
+    def is_running(self, job: str) -> bool:
+        return not self._jobs.get_job_status(job).is_terminal()
+
+    def log(self, job: str) -> str:
+        return self._jobs.get_job_logs(job)
+
+    def wait(self, job: str, status: str = "SUCCEEDED") -> str:
+        """Until a job has ended as expected; its log."""
+        _wait_until(lambda: not self.is_running(job), lambda: self.log(job))
+        if (ended := self._jobs.get_job_status(job)) != status:
+            raise RuntimeError(f"the job has ended as {ended}:\n{self.log(job)}")
+        return self.log(job)
+
+    def wait_for_update(self, run: str, job: str, update: int) -> Start:
+        """Until a group has begun so many updates of a run and something is committed; that group."""
+
+        def there() -> bool:
+            starts = read_record(self.record(run))
+            reached = starts and starts[-1].end >= update * self.plan.batch_size
+            if not reached and not self.is_running(job):
+                raise RuntimeError(f"the job ended too early:\n{self.log(job)}")
+            return bool(reached) and self.run(run).images_seen() > 0
+
+        _wait_until(there, lambda: self.log(job))
+        return read_record(self.record(run))[-1]
+
+    def run(self, name: str) -> Run:
+        return Run(join(self.environment.get("DEBLUR_RUNS", str(self.folder)), name))
+
+    def generator(self, run: str) -> bytes:
+        """The finished generator's file."""
+        checkpoints = self.run(run).checkpoints
+        newest = checkpoints.list()[-1]
+        if newest.images_seen != self.total:
+            raise RuntimeError(f"{run}: ended at {newest.images_seen} of {self.total} images")
+        return checkpoints.load_part(newest, "generator.safetensors")
+
+    def reference(self) -> bytes:
+        """The generator of a run without any fault."""
+        if self._reference is None:
+            self.wait(self.submit("undisturbed"))
+            self._reference = self.generator("undisturbed")
+        return self._reference
+
+    def outcome(self, run: str, fault: str, at: float) -> Outcome:
+        """What a fault at the time `at` did to a run that has ended."""
+        starts = read_record(self.record(run))
+        after = next(nth for nth, start in enumerate(starts) if start.lines[0]["time"] > at)
+        resumed = starts[after].lines[0]["time"]
+        ranks = tuple(start.num_ranks for start in starts)
+        return Outcome(
+            fault=fault,
+            seconds_to_next_update=round(resumed - at, 1),
+            seconds_without_updates=round(resumed - starts[after - 1].lines[-1]["time"], 1),
+            account=account(starts, self.plan, self.total),
+            num_ranks=ranks,
+            same_weights=self.generator(run) == self.reference() if set(ranks) == {2} else None,
+        )
+
+
+# ---- faults: each runs a training, disturbs it once, and returns when it has ended
+
+
+def kill_worker(bench: Bench, run: str, draw: random.Random) -> float:
+    """SIGKILL to the process of one rank."""
+    job = bench.submit(run)
+    start = bench.wait_for_update(run, job, _some_update(bench, draw))
+    at = time.time()
+    os.kill(draw.choice(start.pids), signal.SIGKILL)
+    bench.wait(job)
+    return at
+
+
+def kill_node(bench: Bench, run: str, draw: random.Random) -> float:
+    """SIGKILL to every process of a node; another one comes."""
+    return _lose_node(bench, run, draw, lambda node: node.kill())
+
+
+def cut_link(bench: Bench, run: str, draw: random.Random) -> float:
+    """A node is no longer to be reached; another one comes."""
+    return _lose_node(bench, run, draw, lambda node: node.cut())
+
+
+def preempt_node(bench: Bench, run: str, draw: random.Random) -> float:
+    """SIGTERM to `ray start --block`, as a spot reclaim does; another node comes."""
+    return _lose_node(bench, run, draw, lambda node: node.terminate())
+
+
+def _lose_node(bench: Bench, run: str, draw: random.Random, lose: Callable[[Any], None]) -> float:
+    job = bench.submit(run)
+    bench.wait_for_update(run, job, _some_update(bench, draw))
+    node = draw.choice(bench.cluster.nodes)
+    at = time.time()
+    lose(node)
+    bench.cluster.add_node()
+    bench.wait(job)
+    node.kill()
+    bench.cluster.nodes.remove(node)
+    return at
+
+
+def kill_driver(bench: Bench, run: str, draw: random.Random) -> float:
+    """SIGKILL to the driver, then the same command."""
+    job = bench.submit(run)
+    bench.wait_for_update(run, job, _some_update(bench, draw))
+    at = time.time()
+    os.kill(int((bench.record(run) / "driver.pid").read_text()), signal.SIGKILL)
+    bench.wait(job, "FAILED")
+    bench.wait(bench.submit(run))
+    return at
+
+
+def lose_node_for_good(bench: Bench, run: str, draw: random.Random) -> float:
+    """SIGKILL to every process of a node and no other comes: --min-nodes 1."""
+    job = bench.submit(run, "--min-nodes", "1")
+    bench.wait_for_update(run, job, _some_update(bench, draw))
+    node = draw.choice(bench.cluster.nodes)
+    at = time.time()
+    node.kill()
+    bench.cluster.nodes.remove(node)
+    bench.wait(job)
+    bench.cluster.add_node()
+    return at
+
+
+def _some_update(bench: Bench, draw: random.Random) -> int:
+    """In the second quarter: behind a checkpoint, and with enough to come that a notice can be heeded."""
+    updates = bench.total // bench.plan.batch_size
+    return draw.randrange(updates // 4, updates // 2)
+
+
+FAULTS = {
+    "worker": kill_worker,
+    "node": kill_node,
+    "link": cut_link,
+    "preemption": preempt_node,
+    "driver": kill_driver,
+    "elastic": lose_node_for_good,
+}
+
+
+def suffer(bench: Bench, fault: str, seed: int) -> Outcome:
+    """One run with one fault."""
+    run = f"{fault}-{seed}"
+    return bench.outcome(run, fault, FAULTS[fault](bench, run, random.Random(f"{fault} {seed}")))
+
+
+@contextmanager
+def two_nodes(updates: int = 400) -> Iterator[Bench]:
+    """A bench on a new cluster, isolated where the machine permits it."""
+    settings = ClusterSettings(nodes=2, isolated=can_isolate(), drain_s=DRAIN_S)
+    with tempfile.TemporaryDirectory(prefix="recovery-") as folder, local_cluster(settings) as cluster:
+        data = open_store(join(folder, "data"))
+        pack_samples(data)
+        yield Bench(cluster, open_dataset(data.url), Path(folder), updates)
+
+
+def _wait_until(condition: Callable[[], bool], log: Callable[[], str]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {WAIT_S:.0f} s; the job's log:\n{log()}")
+        time.sleep(0.1)
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__, prog="python -m benchmarks.recovery")
+    isolated = can_isolate()
+    faults = settings.faults or tuple(fault for fault in FAULTS if fault != "link" or isolated)
+    outcomes = []
+    with two_nodes(settings.updates) as bench:
+        for fault in faults:
+            outcomes.append(suffer(bench, fault, settings.seed))
+            print(_line(outcomes[-1]), flush=True)
+    if settings.json:
+        result = {"benchmark": "recovery", "machine": machine(), "settings": asdict(settings), "isolated": isolated}
+        print(json.dumps(result | {"faults": [asdict(outcome) for outcome in outcomes]}))
+
+
+def _line(outcome: Outcome) -> str:
+    kept = {True: "same weights", False: "OTHER WEIGHTS", None: f"ranks {outcome.num_ranks}"}[outcome.same_weights]
+    lost = outcome.account
+    return (
+        f"{outcome.fault:<11} {outcome.seconds_to_next_update:5.1f} s to the next update "
+        f"({outcome.seconds_without_updates:.1f} s without), {lost.updates_lost} updates lost, ids: {lost.ids_lost} "
+        f"lost, {lost.ids_repeated} repeated; {kept}"
+    )
+
+
+if __name__ == "__main__":
+    main()

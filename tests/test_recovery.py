@@ -1,0 +1,183 @@
+"""Whole runs on a real cluster of several nodes that lose a rank, a node, a link, the driver or the storage.
+
+Nodes are in network namespaces where this machine permits them. Whatever happens, the positions that committed updates
+consumed are those of the plan, each once, and with the same ranks the weights are those of an undisturbed run.
+"""
+
+import itertools
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.recorded import account, read_record
+from benchmarks.recovery import DRAIN_S, Bench, suffer
+from cluster.local import LocalCluster, can_isolate, local_cluster
+from cluster.local import Settings as ClusterSettings
+from cluster.storage import join, open_store
+from tests.datasets import write_dataset
+from tests.fault_proxy import FaultProxy, Plan
+
+UPDATES = 200
+ISOLATED = can_isolate()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    if not ISOLATED:
+        warnings.warn("no network namespaces here: nodes are processes of one host, no link is cut", stacklevel=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # A node whose link is cut is missed after seconds instead of Ray's minute.
+        for name, value in {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "3"}.items():
+            patch.setenv(f"RAY_health_check_{name}", value)
+        with local_cluster(ClusterSettings(nodes=2, isolated=ISOLATED, drain_s=DRAIN_S)) as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def bench(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("recovery")
+    return Bench(cluster, write_dataset(open_store(folder / "data"), train=43), folder, UPDATES)
+
+
+def check(bench: Bench, fault: str, seed: int = 0, *, ranks: tuple[int, ...] = (2, 2)) -> int:
+    """A run with a fault keeps its promises; the updates that it lost."""
+    outcome = suffer(bench, fault, seed)
+    print(outcome)
+    assert outcome.account.ids_lost == outcome.account.ids_repeated == 0
+    assert outcome.num_ranks == ranks
+    assert outcome.same_weights is (True if set(ranks) == {2} else None)
+    return outcome.account.updates_lost
+
+
+def test_a_rank_is_killed(bench: Bench) -> None:
+    check(bench, "worker")
+
+
+def test_a_node_is_taken_with_a_notice_and_not_one_update_is_lost(bench: Bench) -> None:
+    assert check(bench, "preemption") == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_rank_is_killed_at_any_update(bench: Bench, seed: int) -> None:
+    check(bench, "worker", seed)
+
+
+@pytest.mark.soak
+def test_a_node_is_killed_and_another_comes(bench: Bench) -> None:
+    check(bench, "node")
+
+
+@pytest.mark.soak
+def test_the_link_of_a_node_is_cut_and_another_comes(bench: Bench) -> None:
+    if not ISOLATED:
+        pytest.skip("no network namespaces here: the link of a node cannot be cut")
+    check(bench, "link")
+
+
+@pytest.mark.soak
+def test_a_node_is_lost_for_good_and_the_run_ends_on_the_other(bench: Bench) -> None:
+    check(bench, "elastic", ranks=(2, 1))
+
+
+@pytest.mark.soak
+def test_a_node_comes_back_and_is_taken_up_without_loss(bench: Bench) -> None:
+    node = bench.cluster.nodes.pop()
+    node.kill()
+    job = bench.submit("grows", "--min-nodes", "1")
+    bench.wait_for_update("grows", job, UPDATES // 8)
+    bench.cluster.add_node()
+    assert "there are nodes for more ranks" in bench.wait(job)
+    starts = read_record(bench.record("grows"))
+    assert [start.num_ranks for start in starts] == [1, 2]
+    counted = account(starts, bench.plan, bench.total)
+    assert counted.ids_lost == counted.ids_repeated == counted.updates_lost == 0
+
+
+@pytest.mark.soak
+def test_the_driver_is_killed_and_the_same_command_goes_on(bench: Bench) -> None:
+    check(bench, "driver")
+
+
+@pytest.mark.soak
+def test_a_second_writer_is_refused_and_the_first_undisturbed(bench: Bench) -> None:
+    first = bench.submit("two-writers")
+    bench.wait_for_update("two-writers", first, UPDATES // 8)
+    log = bench.wait(bench.submit("two-writers"), "FAILED")
+    assert "is writing this run; wait for its end or choose another --run" in log
+    bench.wait(first)
+    assert len(read_record(bench.record("two-writers"))) == 1
+    assert bench.generator("two-writers") == bench.reference()
+
+
+# ---- storage that fails, between the nodes and a bucket
+
+
+@pytest.fixture
+def proxy(s3_server: dict[str, str], cluster: LocalCluster) -> Iterator[FaultProxy]:
+    """Without faults, on the address at which the nodes reach this machine."""
+    with FaultProxy(s3_server["AWS_ENDPOINT_URL"], Plan(), cluster.gateway) as started:
+        yield started
+
+
+def on_bucket(bench: Bench, bucket: str, s3_server: dict[str, str], proxy: FaultProxy, tmp_path: Path) -> Bench:
+    """The same dataset and runs on a bucket, which the nodes reach through the proxy."""
+    dataset = write_dataset(open_store(join(bucket, "data")), train=43)
+    assert dataset.index.digest == bench.dataset.index.digest
+    remote = Bench(bench.cluster, dataset, tmp_path, UPDATES)
+    remote.environment = s3_server | {"AWS_ENDPOINT_URL": proxy.url, "DEBLUR_RUNS": join(bucket, "runs")}
+    return remote
+
+
+@pytest.mark.soak
+def test_one_request_in_twenty_fails_and_the_weights_are_the_same(
+    bench: Bench, bucket: str, s3_server: dict[str, str], cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with FaultProxy(s3_server["AWS_ENDPOINT_URL"], Plan(seed=1, share=0.05), cluster.gateway) as proxy:
+        remote = on_bucket(bench, bucket, s3_server, proxy, tmp_path)
+        remote.wait(remote.submit("faulty"))
+        assert sum(proxy.injected.values()) > 5
+    assert remote.generator("faulty") == bench.reference()
+    assert remote.run("faulty").read_metrics()[-1]["storage_retries"] > 0
+    assert len(read_record(remote.record("faulty"))) == 1
+
+
+@pytest.mark.soak
+def test_storage_is_gone_for_twenty_seconds_and_training_waits(
+    bench: Bench, bucket: str, s3_server: dict[str, str], proxy: FaultProxy, tmp_path: Path
+) -> None:
+    remote = on_bucket(bench, bucket, s3_server, proxy, tmp_path)
+    job = remote.submit("outage")
+    remote.wait_for_update("outage", job, UPDATES // 4)
+    proxy.stop()
+    threading.Timer(20, proxy.start).start()
+    remote.wait(job)
+    (start,) = read_record(remote.record("outage"))
+    times = [line["time"] for line in start.lines]
+    assert max(after - before for before, after in itertools.pairwise(times)) > 10, "it has waited"
+    assert remote.generator("outage") == bench.reference()
+
+
+@pytest.mark.soak
+def test_storage_is_gone_for_longer_than_the_limit_and_the_run_goes_on_when_it_is_back(
+    bench: Bench, bucket: str, s3_server: dict[str, str], proxy: FaultProxy, tmp_path: Path
+) -> None:
+    remote = on_bucket(bench, bucket, s3_server, proxy, tmp_path)
+    job = remote.submit("gone", "--storage-wait-s", "5")
+    remote.wait_for_update("gone", job, UPDATES // 4)
+    proxy.stop()
+    before = time.monotonic()
+    log = remote.wait(job, "FAILED")
+    last = log.strip().splitlines()[-1]
+    assert "given up after 5 s" in log, last
+    assert "error: s3://" in log
+    print(f"ended {time.monotonic() - before:.0f} s after the storage was gone")
+    proxy.start()
+    remote.wait(remote.submit("gone", "--storage-wait-s", "5"))
+    assert remote.generator("gone") == bench.reference()
+    counted = account(read_record(remote.record("gone")), remote.plan, remote.total)
+    assert counted.ids_lost == counted.ids_repeated == 0
