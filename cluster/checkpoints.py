@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cluster.errors import DamagedError, NotFound
 from cluster.storage import Store, join
 
 MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,16 @@ class Checkpoints:
 
     def newest(self) -> tuple[Checkpoint, dict[str, bytes]] | None:
         """The newest that verifies, with its parts; damaged ones are named in the log and passed over."""
+        return self._newest(lambda checkpoint: (checkpoint, self.load(checkpoint)))
+
+    def newest_part(self, name: str) -> bytes | None:
+        """One part of the newest checkpoint of which it verifies."""
+        return self._newest(lambda checkpoint: self.load_part(checkpoint, name))
+
+    def _newest(self, load: Callable[[Checkpoint], _T]) -> _T | None:
         for checkpoint in reversed(self.list()):
             try:
-                return checkpoint, self.load(checkpoint)
+                return load(checkpoint)
             except (DamagedError, NotFound) as error:
                 _log.warning("checkpoint refused, the one before is used: %s", error)
         return None

@@ -6,6 +6,7 @@ whether an error can be mended by that, whether there was progress, how many nod
 """
 
 import contextlib
+import gc
 import logging
 import os
 import tempfile
@@ -88,6 +89,7 @@ def launch(worker: Worker, config: dict[str, Any], placement: Placement, progres
                     return
             except PreemptionError:
                 print("a node was taken away before the ranks could leave it; starting again", flush=True)
+                gc.collect()
             except (WorkerGroupError, ControllerError) as error:
                 _raise_if_final(error)
                 now = progress()
@@ -100,6 +102,10 @@ def launch(worker: Worker, config: dict[str, Any], placement: Placement, progres
                     "without progress)",
                     flush=True,
                 )
+                # The error and the frame of `fit` hold each other, and with them Ray's controller and all that it has
+                # reserved: a group that died while it was being started would keep its nodes for ever.
+                del error
+                gc.collect()
 
 
 def everywhere(placement: Placement, function: Callable[..., str], *arguments: Any) -> dict[str, str]:
@@ -173,7 +179,8 @@ def _strategy(group: _Group) -> str:
 def _on_worker(settings: dict[str, Any]) -> bool:
     context, group = ray.train.get_context(), settings["group"]
     torch.set_num_threads(group.cpus_per_rank)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
+    for chatty in ("ray.train", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     nodes = _nodes_of_ranks()
     if len(nodes) != group.nodes:
         # Ranks that share a node by accident would share its disk, its network and its fate.

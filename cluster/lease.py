@@ -18,19 +18,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.errors import InputError, NotFound, StorageUnavailable
-from cluster.storage import Store
+from cluster.storage import Retry, Store, open_store
 
 EXPIRY_S = 20.0
 BEATS_PER_EXPIRY = 5
+# A beat that fails is followed by another, and an end of the run waits for no storage that is gone.
+_RETRY = Retry(limit_s=5.0, stall_s=5.0)
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def held(store: Store, expiry_s: float = EXPIRY_S) -> Iterator[int]:
-    """Holds the lease of what lies in the store and yields its number. Raises InputError where somebody else does.
+def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[int]:
+    """Holds the lease of what lies at a URL and yields its number. Raises InputError where somebody else does.
 
     A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, not at all.
     """
+    store = open_store(url, _RETRY)
     me = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beat": 0, "released": False}
     number = _take(store, me, expiry_s)
     ended = threading.Event()

@@ -188,10 +188,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(url: str, device: torch.device) -> nn.Module:
-    """The generator of a run's newest checkpoint, or of one generator.safetensors, in eval mode.
+    """The generator of a run's newest checkpoint that is whole, or of one generator.safetensors, in eval mode.
 
     The file says itself which recipe it is of. Nothing in it is executed. Raises InputError naming the place, and the
-    first tensor that is not what the recipe makes; DamagedError where bytes are not those that were saved.
+    first tensor that is not what the recipe makes.
     """
     data = read_url(url) if url.endswith(".safetensors") else _newest_generator(url)
     generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
@@ -205,13 +205,12 @@ def load_model(url: str, device: torch.device) -> nn.Module:
 
 
 def _newest_generator(url: str) -> bytes:
-    checkpoints = Checkpoints(open_store(url))
-    found = checkpoints.list()
-    if not found:
+    found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
+    if found is None:
         raise InputError(
-            f"{url}: holds no checkpoint; --model takes a run that has saved one, or a generator.safetensors"
+            f"{url}: holds no checkpoint that is whole; --model takes a run that has one, or a generator.safetensors"
         )
-    return checkpoints.load_part(found[-1], "generator.safetensors")
+    return found
 
 
 def _recipe_text(data: bytes, place: str) -> str:

@@ -125,7 +125,7 @@ def train(settings: Settings) -> Run:
     elif done >= total:
         print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
     else:
-        with lease.held(run.store) as number:
+        with lease.held(run.url) as number:
             run.begin(settings.recipe, _origin(dataset, features))
             _start(settings, features, number)
     return run
@@ -135,7 +135,10 @@ def _start(settings: Settings, features: Features, lease_number: int) -> None:
     if _needs_ray(settings):
         from cluster import launch  # a machine with one rank may lack Ray
 
-        placement, progress = _placement(settings), Run(settings.run_url).images_seen
+        placement, progress = (
+            _placement(settings),
+            Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s)).images_seen,
+        )
         with launch.connected():
             if settings.nodes > 1:
                 nodes_that_reach(settings.data, settings.runs, placement)

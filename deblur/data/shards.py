@@ -8,6 +8,7 @@ after another, so that a ranged read fetches it whole; plain webdataset reads th
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,8 @@ from cluster.storage import Store, join
 INDEX = "index.json"
 VERSION = 1
 _MEMBERS = ("blurred.png", "json", "sharp.png")
+_SHARD_NAME = re.compile(r"[\w-]+/[\w-]+\.tar")  # no way out of the dataset's root, no other scheme
+_KEY = re.compile(r"[^./]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,9 @@ def read_index(store: Store) -> Index:
             f"{place}: missing, so there is no dataset here; make one with python -m deblur.pack SOURCE --out "
             f"{store.url}, or mend --data (DEBLUR_DATA)"
         ) from None
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{place}: unreadable ({error!r}); pack the dataset again") from error
     if index.digest != raw["digest"]:
         raise DamagedError(f"{place}: its digest does not fit its content; pack the dataset again")
@@ -190,7 +195,7 @@ def _tar(samples: list[PackedSample]) -> tuple[bytes, tuple[Sample, ...]]:
 
 
 def _split(raw: Mapping[str, Any]) -> Split:
-    shards = (
+    shards = tuple(
         Shard(
             name=shard["name"],
             size_bytes=shard["size_bytes"],
@@ -198,4 +203,7 @@ def _split(raw: Mapping[str, Any]) -> Split:
         )
         for shard in raw["shards"]
     )
-    return Split(shards=tuple(shards), smallest=tuple(raw["smallest"]))
+    for shard in shards:
+        if not _SHARD_NAME.fullmatch(shard.name) or not all(_KEY.fullmatch(sample.key) for sample in shard.samples):
+            raise ValueError(f"{shard.name!r} is no name of a shard, or one of its samples has a key with '.' or '/'")
+    return Split(shards=shards, smallest=tuple(raw["smallest"]))

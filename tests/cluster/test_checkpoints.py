@@ -51,6 +51,25 @@ def test_a_damaged_newest_is_passed_over_and_named(
     assert "000000000016/state.pt" in caplog.text
 
 
+def test_a_part_of_a_damaged_newest_is_taken_from_the_one_before(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(store, 8, 16)
+    store.put("checkpoints/000000000016/state.pt", b"state 17")
+    assert checkpoints.newest_part("state.pt") == b"state 8"
+    assert caplog.text.count("checkpoint refused, the one before is used") == 1
+    assert checkpoints.newest_part("other") == b"o"
+
+
+def test_what_an_upload_that_was_killed_left_is_removed_by_the_next(store: Store) -> None:
+    saved(store, 8)
+    store.put("checkpoints/000000000012/state.pt", b"half of a checkpoint")
+    store.put("checkpoints/000000000099/state.pt", b"of another writer, who may still be at it")
+    saved(store, 16)
+    folders = {key.split("/")[1] for key in store.list("checkpoints/")}
+    assert folders == {"000000000008", "000000000016", "000000000099"}
+
+
 def test_a_missing_part_is_passed_over(store: Store) -> None:
     checkpoints = saved(store, 8, 16)
     store.delete("checkpoints/000000000016/other")

@@ -30,8 +30,7 @@ def holder(url: str) -> subprocess.Popen[str]:
     script = f"""
         import time
         from cluster import lease
-        from cluster.storage import open_store
-        with lease.held(open_store({url!r}), {EXPIRY_S}) as number:
+        with lease.held({url!r}, {EXPIRY_S}) as number:
             print("held", number, flush=True)
             time.sleep(600)
     """
@@ -45,7 +44,7 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> N
     first = holder(store.url)
     try:
         refusal = pytest.raises(InputError, match=rf"process {first.pid}\) is writing this run.*another --run")
-        with refusal, lease.held(store, EXPIRY_S):
+        with refusal, lease.held(store.url, EXPIRY_S):
             pass
         lease.check(store, 1)
         assert first.poll() is None
@@ -56,7 +55,7 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> N
 
 def test_after_a_holder_that_ended_by_itself_nobody_waits(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (1, 2, 3):
-        with lease.held(store, expiry_s=600) as number:
+        with lease.held(store.url, expiry_s=600) as number:
             assert number == expected
     assert not capsys.readouterr().out
     assert len(store.list("lease/")) == 1
@@ -69,7 +68,7 @@ def test_after_a_holder_that_was_killed_the_next_waits_for_a_sign_of_life(
     first.kill()
     first.wait()
     before = time.monotonic()
-    with lease.held(store, EXPIRY_S) as number:
+    with lease.held(store.url, EXPIRY_S) as number:
         assert number == 2
         assert time.monotonic() - before >= EXPIRY_S
     assert f"process {first.pid}) was writing this run; waiting" in capsys.readouterr().out
@@ -79,7 +78,7 @@ def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
     first = holder(store.url)
     try:
         os.kill(first.pid, signal.SIGSTOP)  # a machine that hangs, or a network that is cut
-        with lease.held(store, EXPIRY_S) as number:
+        with lease.held(store.url, EXPIRY_S) as number:
             os.kill(first.pid, signal.SIGCONT)
             time.sleep(EXPIRY_S)  # it beats again, and disturbs nobody
             lease.check(store, number)
@@ -104,7 +103,7 @@ def test_of_many_starts_one_holds(store: Store, dead_before: bool) -> None:
     def start(_: int) -> bool:
         nonlocal inside, most
         try:
-            with lease.held(open_store(store.url), EXPIRY_S):
+            with lease.held(store.url, EXPIRY_S):
                 with lock:
                     inside += 1
                     most = max(most, inside)

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.sync import Agenda, Intervals, Sync
+from cluster.sync import LEAVE_S, Agenda, Intervals, Outlook, Sync
 
 
 class Clock:
@@ -66,6 +66,63 @@ def test_reports_checkpoints_and_meetings_keep_their_seconds() -> None:
     assert all(60 <= b - a <= 63 for a, b in itertools.pairwise(saved))
     assert all(10 <= b - a <= 13 for a, b in itertools.pairwise(reported))
     assert len(saved) >= 15
+
+
+def agenda(clock: Clock, validate_images: int = 10**9) -> Agenda:
+    """Of updates that take a second each."""
+    intervals = Intervals(validate_images=validate_images, checkpoint_s=60)
+    return Agenda(intervals, images_seen=0, total_images=8 * 2000, batch_size=8, clock=clock)
+
+
+def test_the_first_notice_is_answered_with_a_checkpoint_and_the_last_moment_with_another_and_an_end() -> None:
+    clock = Clock()
+    decisions, due_at, images = agenda(clock), 100.0, 0
+    while True:
+        clock.now += 3
+        images += 8 * 3
+        noticed = clock.now > 70
+        record = decisions.decide(images, Outlook(due_at - clock.now if noticed else None, upload_s=4.0))
+        assert record.checkpoint == (clock.now in (60, 72) or bool(record.leave)), clock.now
+        if record.leave:
+            break
+    # Time for an upload that takes twice as long as the last, but no more than a meeting earlier than needed.
+    left = due_at - clock.now
+    assert 2 * 4.0 + LEAVE_S <= left <= 2 * 4.0 + LEAVE_S + 3 + 1 + 3
+    assert not record.stop
+
+
+def test_a_notice_without_time_left_is_left_at_once() -> None:
+    record = agenda(Clock()).decide(8, Outlook(seconds_left=-1e9))
+    assert record.leave
+    assert record.checkpoint
+
+
+def test_no_validation_begins_on_a_node_that_is_taken_but_the_last_one() -> None:
+    clock = Clock()
+    assert agenda(clock, validate_images=8).decide(8).validate
+    assert not agenda(clock, validate_images=8).decide(8, Outlook(seconds_left=30)).validate
+    last = agenda(clock, validate_images=8).decide(8 * 2000, Outlook(seconds_left=1))
+    assert last.validate
+    assert last.stop
+    assert not last.leave
+
+
+def test_room_for_more_ranks_is_asked_for_and_taken_only_with_a_checkpoint() -> None:
+    clock, asked = Clock(), []
+
+    def room() -> bool:
+        asked.append(clock.now)
+        return clock.now > 100
+
+    decisions, images = agenda(clock), 0
+    while True:
+        clock.now += 3
+        images += 8 * 3
+        record = decisions.decide(images, Outlook(room=room))
+        if record.leave:
+            break
+    assert asked == [60, 120]
+    assert record.checkpoint
 
 
 def test_alone_a_rank_meets_itself() -> None:

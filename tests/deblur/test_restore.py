@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from cluster.checkpoints import Checkpoints
-from cluster.errors import DamagedError, InputError
+from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from deblur import recipe as recipes
 from deblur import restore
@@ -168,16 +168,17 @@ def test_a_run_gives_its_newest_generator_and_a_file_the_same(root: str) -> None
 
 
 def test_a_place_without_a_checkpoint_is_refused_with_the_mend(root: str) -> None:
-    with pytest.raises(InputError, match=r"nothing: holds no checkpoint; --model takes a run"):
+    with pytest.raises(InputError, match=r"nothing: holds no checkpoint that is whole; --model takes a run"):
         load_model(join(root, "nothing"), CPU)
 
 
-def test_a_damaged_generator_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_generator_is_named_and_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_run(open_store(tmp_path), 1)
     path = tmp_path / "checkpoints" / "000000000008" / "generator.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(DamagedError, match=r"000000000008/generator\.safetensors"):
+    with pytest.raises(InputError, match="holds no checkpoint that is whole"):
         load_model(str(tmp_path), CPU)
+    assert "000000000008/generator.safetensors: its bytes are not those that were saved" in caplog.text
 
 
 def test_another_architecture_is_refused_with_the_first_tensor_that_differs(tmp_path: Path) -> None:

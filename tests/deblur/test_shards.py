@@ -16,7 +16,7 @@ import webdataset
 from cluster.errors import DamagedError, InputError
 from cluster.storage import open_store
 from deblur.data import pictures
-from deblur.data.shards import PackedSample, Sample, read_index, unpack, write_split
+from deblur.data.shards import PackedSample, Sample, read_index, unpack, write_index, write_split
 from tests.datasets import samples, write_dataset
 
 
@@ -207,6 +207,28 @@ def test_an_index_of_another_version_or_cut_short_or_edited_is_refused(tmp_path:
     store.put("index.json", json.dumps(raw).encode())
     with pytest.raises(DamagedError, match="digest"):
         read_index(store)
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("shard", "pipe:curl example.org"),
+        ("shard", "../../etc/passwd"),
+        ("shard", "/etc/passwd"),
+        ("shard", "s3://other/train/000000.tar"),
+        ("key", "../x"),
+        ("key", "a.pickle"),
+    ],
+)
+def test_an_index_whose_names_lead_elsewhere_is_refused(tmp_path: Path, what: str, name: str) -> None:
+    index = write_dataset(open_store(tmp_path), train=3).index
+    shard = index.splits["train"].shards[0]
+    wrong = replace(shard, name=name) if what == "shard" else shard
+    if what == "key":
+        wrong = replace(shard, samples=(replace(shard.samples[0], key=name),))
+    write_index(open_store(tmp_path), replace(index, splits={"train": replace(index.splits["train"], shards=(wrong,))}))
+    with pytest.raises(DamagedError, match=r"index\.json: unreadable.*no name of a shard"):
+        read_index(open_store(tmp_path))
 
 
 def test_sizes_of_all_pictures_count_for_the_smallest(tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ def test_the_environment_names_the_roots_and_flags_win(
         (["--crop", "64"], r"--crop 64 is larger than the smallest training picture \(56x48\)"),
         (["--data", "nowhere"], r"nowhere/index\.json: missing.*deblur\.pack"),
         (["--data", "gs://bucket/x"], r"gs://bucket/x: only folders and s3://"),
+        (["--data", "pipe:cat"], r"pipe:cat: only folders and s3://"),
+        (["--min-nodes", "3", "--nodes", "2"], r"--min-nodes 3 is more than --nodes 2"),
+        (["--max-bad-share", "1.5"], r"--max-bad-share is 1\.5; it must lie between 0 and 1"),
         (["--feature-weights", "pretrained", "--vgg-weights", "no.pth"], r"no\.pth"),
     ],
 )
@@ -149,6 +152,23 @@ def test_two_ranks_of_one_node_train_and_a_second_start_finds_nothing_to_do(data
     assert run.read_metrics()[-1]["images_seen"] == 48
     again = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "nothing to do" in again.stdout
+
+
+def test_a_check_reads_writes_and_says_what_would_run_and_leaves_nothing(data: str, tmp_path: Path) -> None:
+    arguments = command("--data", data, "--runs", str(tmp_path / "runs"), "--run", "r", "--images", "48", "--check")
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert f"dataset  {data}/index.json: 43 train, 3 validation" in done.stdout
+    assert "r: starts at 0 of 48 images, 12 updates of 4" in done.stdout
+    assert f"each has read the dataset, and read and written {tmp_path / 'runs'}" in done.stdout
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_check_of_more_nodes_than_there_are_says_what_is_missing(data: str, tmp_path: Path) -> None:
+    arguments = command("--data", data, "--runs", str(tmp_path), "--nodes", "2", "--check", "--wait-s", "0")
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "1 of 2 nodes are there and free" in line
 
 
 @pytest.mark.soak

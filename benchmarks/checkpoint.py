@@ -1,0 +1,126 @@
+"""How long a checkpoint holds training up: uploaded beside training, uploaded while training waits, and none at all.
+
+python -m benchmarks.checkpoint --json                     into a folder
+python -m benchmarks.checkpoint --json --store s3://B/P    into a bucket
+
+The three ways take turns in one process, so that they share its hour. Networks and optimiser states are those of the
+recipe at full size; pictures are small, and so are the pauses that a checkpoint makes then larger in proportion, not
+in seconds.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import tyro
+
+from benchmarks.machine import machine
+from cluster.checkpoints import Checkpoints
+from cluster.storage import join, open_store
+from cluster.sync import Rank
+from deblur import recipe as recipes
+from deblur.models.vgg import load_features
+from deblur.networks import build, checkpoint_parts
+from deblur.recipe import Recipe
+from deblur.update import Updater
+
+WAYS = ("none", "beside", "waiting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    recipe: str = "paper"
+    """Preset whose networks are saved."""
+    crop: int = 64
+    """Side of the pictures."""
+    updates: int = 12
+    """Per turn, with one checkpoint after the first."""
+    rounds: int = 5
+    """Turns of each way."""
+    store: str | None = None
+    """Folder or s3://bucket/prefix that takes the checkpoints; else a temporary folder."""
+    json: bool = False
+    """Print one line of JSON at the end."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one way: all in seconds."""
+
+    total_s: float
+    pack_s: float
+    """Of the state into bytes: training always waits for that."""
+    upload_s: float
+
+
+def measure(settings: Settings, url: str) -> dict[str, Any]:
+    """The figures, medians over rounds."""
+    recipe = _recipe(settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    updater = build(recipe, load_features(recipe.loss.features, "random", None).to(device), Rank(device=device))
+    checkpoints = Checkpoints(open_store(url), keep=1)
+    _turn("beside", updater, recipe, checkpoints, 2, 0)  # warms up
+    turns: dict[str, list[Turn]] = {way: [] for way in WAYS}
+    for nth in range(settings.rounds):
+        for way in WAYS:
+            turns[way].append(_turn(way, updater, recipe, checkpoints, settings.updates, nth + 1))
+    total = {way: statistics.median(turn.total_s for turn in turns[way]) for way in WAYS}
+    saved = turns["beside"] + turns["waiting"]
+    return {
+        "size_bytes": sum(int(part["bytes"]) for part in checkpoints.list()[-1].files.values()),
+        "seconds_of_updates": round(total["none"], 3),
+        "seconds_per_update": round(total["none"] / settings.updates, 3),
+        "seconds_held_up_beside": round(total["beside"] - total["none"], 3),
+        "seconds_held_up_waiting": round(total["waiting"] - total["none"], 3),
+        "beside_to_waiting": round((total["beside"] - total["none"]) / (total["waiting"] - total["none"]), 3),
+        "seconds_to_pack": round(statistics.median(turn.pack_s for turn in saved), 3),
+        "seconds_to_upload_beside": round(statistics.median(turn.upload_s for turn in turns["beside"]), 3),
+        "seconds_to_upload_waiting": round(statistics.median(turn.upload_s for turn in turns["waiting"]), 3),
+        "total_s_of_each_turn": {way: [round(turn.total_s, 3) for turn in turns[way]] for way in WAYS},
+    }
+
+
+def _turn(way: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints, updates: int, nth: int) -> Turn:
+    blurred, sharp, mixes = _batch(recipe, next(updater.generator.parameters()).device)
+    start, pack_s = time.monotonic(), 0.0
+    for update in range(updates):
+        updater.update(blurred, sharp, mixes).cpu()  # waits for the device: each update ends before the next
+        if update == 0 and way != "none":
+            packing = time.monotonic()
+            parts = checkpoint_parts(updater, recipe, nth)
+            pack_s = time.monotonic() - packing
+            checkpoints.save(nth, parts)
+            if way == "waiting":
+                checkpoints.wait()
+    total_s = time.monotonic() - start
+    checkpoints.wait()
+    return Turn(total_s, pack_s, checkpoints.upload_s)
+
+
+def _batch(recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = (recipe.data.batch_size, 3, recipe.data.crop, recipe.data.crop)
+    mixes = torch.full((recipe.loss.critic_updates, recipe.data.batch_size, 1, 1, 1), 0.5, device=device)
+    return torch.rand(shape, device=device), torch.rand(shape, device=device), mixes
+
+
+def _recipe(settings: Settings) -> Recipe:
+    recipe = recipes.PRESETS[settings.recipe]()
+    return replace(recipe, data=replace(recipe.data, batch_size=1, crop=settings.crop))
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__, prog="python -m benchmarks.checkpoint")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(settings, join(settings.store or folder, "benchmark"))
+    for name, value in figures.items():
+        print(f"{name:<28} {value}")
+    if settings.json:
+        print(json.dumps({"benchmark": "checkpoint", "machine": machine(), "settings": asdict(settings)} | figures))
+
+
+if __name__ == "__main__":
+    main()

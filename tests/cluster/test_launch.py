@@ -1,0 +1,98 @@
+"""Groups of ranks under Ray Train: what is started again, what ends at once, and what is said."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster import launch
+from cluster.errors import DamagedError, InputError
+from cluster.placement import Placement
+from cluster.sync import Rank, Sync
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cpus() -> Any:
+    ray.init(num_cpus=2, logging_level="WARNING")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("placement", "said"),
+    [
+        (Placement(nodes=3, wait_s=0), r"waited 0 s: 1 of 3 nodes are there and free; .* add nodes or start with --no"),
+        (Placement(nodes=5, min_nodes=2, wait_s=0), r"1 of 2 nodes are there and free"),
+        (Placement(ranks_per_node=3, wait_s=0), r"0 of 1 nodes .* each needs room for 3 ranks"),
+    ],
+)
+def test_a_start_says_what_it_waits_for_and_ends_when_it_does_not_come(placement: Placement, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        launch.launch(damaged, {}, placement, progress=lambda: 0)
+
+
+def starts(folder: Path) -> int:
+    return len(list(folder.iterdir()))
+
+
+def damaged(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
+    """Rank 1 finds something that no restart mends; the other waits for it."""
+    Path(config["folder"], f"{time.time_ns()}").touch()
+    if rank.rank == 1:
+        raise DamagedError("train/000001.tar: sample 7: its bytes are not those of the index")
+    sync.meet(lambda: time.sleep(1))
+    sync.meet(lambda: None)
+    return True
+
+
+def test_an_error_that_no_restart_mends_ends_the_run_at_once_with_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match=r"^train/000001\.tar: sample 7: its bytes are not those of the index$"):
+        launch.launch(damaged, {"folder": str(tmp_path)}, Placement(ranks_per_node=2), lambda: 0)
+    assert starts(tmp_path) == 2, "one group of two ranks"
+
+
+def dying(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
+    """Dies like a process that the kernel kills, until it has been started so often."""
+    folder = Path(config["folder"])
+    (folder / f"{time.time_ns()}").touch()
+    if starts(folder) <= config["deaths"]:
+        os.kill(os.getpid(), 9)
+    return starts(folder) > config["deaths"] + config["leaves"]
+
+
+def test_ranks_that_die_or_leave_are_started_again_as_long_as_there_is_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "MAX_FAILURES", 1)
+    config = {"folder": str(tmp_path), "deaths": 2, "leaves": 1}
+    launch.launch(dying, config, Placement(), progress=lambda: starts(tmp_path))
+    assert starts(tmp_path) == 4
+    out = capsys.readouterr().out
+    assert out.count("rank 0 was lost: ") == 2
+    assert "starting again from 2 (failure 1 of at most 1 without progress)" in out
+
+
+def test_ranks_that_die_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MAX_FAILURES", 1)
+    with pytest.raises(ray.train.WorkerGroupError):
+        launch.launch(dying, {"folder": str(tmp_path), "deaths": 99}, Placement(), progress=lambda: 0)
+    assert starts(tmp_path) == 2
+
+
+def test_a_node_that_works_for_others_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = ray.remote(num_cpus=1)(_busy).remote()
+    time.sleep(2)
+    assert launch.everywhere(Placement(wait_s=60), _fine) == {ray.util.get_node_ip_address(): "fine"}
+    assert "waiting for nodes: 0 of 1 nodes are there and free" in capsys.readouterr().out
+    ray.get(busy)
+
+
+def _busy() -> None:
+    time.sleep(6)
+
+
+def _fine() -> str:
+    return "fine"
