@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks.machine import machine
 from cluster.checkpoints import Checkpoints
-from cluster.storage import join, open_store
+from cluster.storage import Store, join, open_store
 from cluster.sync import Rank
 from deblur import recipe as recipes
 from deblur.models.vgg import load_features
@@ -43,8 +43,24 @@ class Settings:
     """Turns of each way."""
     store: str | None = None
     """Folder or s3://bucket/prefix that takes the checkpoints; else a temporary folder."""
+    mb_per_s: float | None = None
+    """Let the store take no more than this: a bucket behind a network. A server on this machine costs cores instead."""
     json: bool = False
     """Print one line of JSON at the end."""
+
+
+class Behind:
+    """A store behind a network of some bandwidth."""
+
+    def __init__(self, store: Store, mb_per_s: float) -> None:
+        self._store, self._bytes_per_s = store, mb_per_s * 1e6
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put(self, key: str, data: bytes) -> None:
+        time.sleep(len(data) / self._bytes_per_s)
+        self._store.put(key, data)
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,8 @@ def measure(settings: Settings, url: str) -> dict[str, Any]:
     recipe = _recipe(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     updater = build(recipe, load_features(recipe.loss.features, "random", None).to(device), Rank(device=device))
-    checkpoints = Checkpoints(open_store(url), keep=1)
+    store = open_store(url)
+    checkpoints = Checkpoints(Behind(store, settings.mb_per_s) if settings.mb_per_s else store, keep=1)
     _turn("beside", updater, recipe, checkpoints, 2, 0)  # warms up
     turns: dict[str, list[Turn]] = {way: [] for way in WAYS}
     for nth in range(settings.rounds):

@@ -33,12 +33,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import preflight
 from cluster.errors import FINAL, InputError
 from cluster.placement import Placement
-from cluster.sync import Rank, Sync, ray_sync
+from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync, ray_sync
 
-COLLECTIVE_TIMEOUT_S = 600  # longer than storage.Retry.limit_s: a rank that waits for storage is no dead rank
 GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait for a lost one for ever
 MAX_FAILURES = 3  # in a row without a checkpoint between them
 ANSWER_S = 15.0
+RESULT_S = 120.0
 _log = logging.getLogger(__name__)
 
 Worker = Callable[[dict[str, Any], Rank, Sync], bool]
@@ -83,13 +83,15 @@ def launch(worker: Worker, config: dict[str, Any], placement: Placement, progres
     with connected():
         reached, failures = progress(), 0
         while True:
+            # The error of a group and the frame of Ray's `fit` hold each other, and with them the controller and all
+            # that it has reserved: a group that died while it was being started would keep its nodes for ever.
+            gc.collect()
             group = _wait_for_nodes(placement)
             try:
                 if _run_group(worker, config, placement, group):
                     return
             except PreemptionError:
                 print("a node was taken away before the ranks could leave it; starting again", flush=True)
-                gc.collect()
             except (WorkerGroupError, ControllerError) as error:
                 _raise_if_final(error)
                 now = progress()
@@ -102,10 +104,6 @@ def launch(worker: Worker, config: dict[str, Any], placement: Placement, progres
                     "without progress)",
                     flush=True,
                 )
-                # The error and the frame of `fit` hold each other, and with them Ray's controller and all that it has
-                # reserved: a group that died while it was being started would keep its nodes for ever.
-                del error
-                gc.collect()
 
 
 def everywhere(placement: Placement, function: Callable[..., str], *arguments: Any) -> dict[str, str]:
@@ -122,7 +120,7 @@ def everywhere(placement: Placement, function: Callable[..., str], *arguments: A
 
 def _result(task: ray.ObjectRef) -> str:
     try:
-        return ray.get(task, timeout=COLLECTIVE_TIMEOUT_S)
+        return ray.get(task, timeout=RESULT_S)
     except ray.exceptions.RayError as error:
         return _first_line(error)
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 LEAVE_S = 5.0  # between a last checkpoint and the end of its node
+COLLECTIVE_TIMEOUT_S = 600  # a rank that does not come within it counts as dead
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from cluster.cache import Cache
 from cluster.errors import InputError, one_line_errors
 from cluster.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, read_url
-from cluster.sync import Intervals, Rank, Sync
+from cluster.sync import COLLECTIVE_TIMEOUT_S, Intervals, Rank, Sync
 from deblur import recipe as recipes
 from deblur.check import nodes_that_reach, summary
 from deblur.data.loader import Dataset
@@ -89,6 +89,11 @@ class Settings:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
         if self.min_nodes and self.min_nodes > self.nodes:
             raise InputError(f"--min-nodes {self.min_nodes} is more than --nodes {self.nodes}")
+        if not 0 <= self.storage_wait_s <= COLLECTIVE_TIMEOUT_S / 2:
+            raise InputError(
+                f"--storage-wait-s is {self.storage_wait_s}; ranks take one for dead that is silent for "
+                f"{COLLECTIVE_TIMEOUT_S} s, so it must lie between 0 and {COLLECTIVE_TIMEOUT_S // 2}"
+            )
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
 

@@ -91,6 +91,7 @@ def test_the_environment_names_the_roots_and_flags_win(
         (["--data", "gs://bucket/x"], r"gs://bucket/x: only folders and s3://"),
         (["--data", "pipe:cat"], r"pipe:cat: only folders and s3://"),
         (["--min-nodes", "3", "--nodes", "2"], r"--min-nodes 3 is more than --nodes 2"),
+        (["--storage-wait-s", "900"], r"--storage-wait-s is 900\.0; .* between 0 and 300"),
         (["--max-bad-share", "1.5"], r"--max-bad-share is 1\.5; it must lie between 0 and 1"),
         (["--feature-weights", "pretrained", "--vgg-weights", "no.pth"], r"no\.pth"),
     ],
