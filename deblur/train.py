@@ -140,14 +140,12 @@ def _start(settings: Settings, features: Features, lease_number: int) -> None:
     if _needs_ray(settings):
         from cluster import launch  # a machine with one rank may lack Ray
 
-        placement, progress = (
-            _placement(settings),
-            Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s)).images_seen,
-        )
+        placement = _placement(settings)
+        run = Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s))
         with launch.connected():
             if settings.nodes > 1:
                 nodes_that_reach(settings.data, settings.runs, placement)
-            launch.launch(train_rank, _plain(settings) | {"lease": lease_number}, placement, progress)
+            launch.launch(train_rank, _plain(settings) | {"lease": lease_number}, placement, run.images_seen)
     else:
         _log.warning("Ray is not installed: training one rank in this process")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

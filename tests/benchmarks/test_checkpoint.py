@@ -1,0 +1,28 @@
+"""The benchmark of checkpoints, tiny: it runs, and its figures are of what it says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.checkpoints import Checkpoints
+from cluster.storage import open_store
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_store_behind_a_network_holds_training_up_by_what_it_takes(tmp_path: Path) -> None:
+    arguments = ["--recipe", "demo", "--crop", "32", "--updates", "2", "--rounds", "1", "--store", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.checkpoint", "--json", "--mb-per-s", "2", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures = json.loads(done.stdout.splitlines()[-1])
+    (saved,) = Checkpoints(open_store(tmp_path / "benchmark")).list()
+    assert figures["size_bytes"] == sum(part["bytes"] for part in saved.files.values())
+    assert figures["seconds_to_upload_waiting"] >= figures["size_bytes"] / 2e6
+    assert figures["seconds_held_up_waiting"] > 0
+    assert {"torch", "processor", "cores"} <= figures["machine"].keys()
