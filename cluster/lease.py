@@ -1,9 +1,11 @@
 """One writer per run.
 
-`lease/{n}` is created only if it is absent, and the highest n holds the run. Its holder overwrites it every few seconds
-(a beat); a start that finds no beat for as long as a lease lasts takes n + 1. Whoever writes on a holder's behalf looks
-whether its n is still the highest before each commit. Only "create if absent" is asked of the store: buckets have it as
-If-None-Match (not all have If-Match), folders as link(2). No clocks of two machines are compared.
+`lease/{n}` is created only if it is absent, and the holder of the run is who stands in the one of the highest n. It
+overwrites it every few seconds (a beat); a start that finds no beat for as long as a lease lasts takes n + 1. Whoever
+writes on a holder's behalf looks before each commit whether it still stands there. Only "create if absent" is asked of
+the store: buckets have it as If-None-Match (not all have If-Match), folders as link(2). Where two are told at the same
+moment that they created it (see Store.create), the one who wrote last stands in it, and the other finds that out. No
+clocks of two machines are compared.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InputError, NotFound, StorageUnavailable
@@ -27,30 +30,39 @@ _RETRY = Retry(limit_s=5.0, stall_s=5.0)
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[int]:
-    """Holds the lease of what lies at a URL and yields its number. Raises InputError where somebody else does.
+@dataclass(frozen=True)
+class Lease:
+    """What its holder gives to those who write on its behalf."""
 
-    A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, not at all.
+    number: int
+    holder: str
+
+
+@contextlib.contextmanager
+def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Lease]:
+    """Holds the lease of what lies at a URL. Raises InputError where somebody else does.
+
+    A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, a moment.
     """
     store = open_store(url, _RETRY)
     me = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beat": 0, "released": False}
-    number = _take(store, me, expiry_s)
+    lease = Lease(_take(store, me, expiry_s), me["id"])
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(store, number, me, expiry_s, ended), daemon=True)
+    beating = threading.Thread(target=_beat, args=(store, lease, me, expiry_s, ended), daemon=True)
     beating.start()
     try:
-        yield number
+        yield lease
     finally:
         ended.set()
         beating.join()
         with contextlib.suppress(StorageUnavailable, InputError):  # then the next start waits
-            store.put(_key(number), _bytes(me | {"released": True}))
+            check(store, lease)
+            store.put(_key(lease.number), _bytes(me | {"released": True}))
 
 
-def check(store: Store, number: int) -> None:
+def check(store: Store, lease: Lease) -> None:
     """Raises InputError when another start has taken the lease over."""
-    if _highest(store) > number:
+    if _highest(store) > lease.number or not _stands_in(store, lease):
         raise InputError(f"{store.url}: another start has taken this run over; this one stops")
 
 
@@ -61,12 +73,22 @@ def _take(store: Store, me: dict[str, Any], expiry_s: float) -> int:
             raise InputError(
                 f"{store.url}: {_holder(store, last)} is writing this run; wait for its end or choose another --run"
             )
-        # Two starts that come here together: one creates the object, the other begins again and finds it alive. The
-        # second look is for one that was slow: numbers below the highest are removed, and could be created again.
-        if store.create(_key(last + 1), _bytes(me)) and _highest(store) == last + 1:
+        if not store.create(_key(last + 1), _bytes(me)):
+            continue  # another start was quicker, and is found alive
+        # Others that were told the same at the same moment have written by then. Numbers below the highest are removed,
+        # so one that was very slow may have created one of these again.
+        time.sleep(min(1.0, expiry_s / BEATS_PER_EXPIRY))
+        if _highest(store) == last + 1 and _stands_in(store, Lease(last + 1, me["id"])):
             for number in _numbers(store)[:-1]:
                 store.delete(_key(number))
             return last + 1
+
+
+def _stands_in(store: Store, lease: Lease) -> bool:
+    try:
+        return _read(store.get(_key(lease.number))).get("id") == lease.holder
+    except NotFound:
+        return False
 
 
 def _is_free(store: Store, number: int, expiry_s: float) -> bool:
@@ -90,12 +112,14 @@ def _is_free(store: Store, number: int, expiry_s: float) -> bool:
     return True
 
 
-def _beat(store: Store, number: int, me: dict[str, Any], expiry_s: float, ended: threading.Event) -> None:
+def _beat(store: Store, lease: Lease, me: dict[str, Any], expiry_s: float, ended: threading.Event) -> None:
     beat = 0
     while not ended.wait(expiry_s / BEATS_PER_EXPIRY):
         beat += 1
         try:
-            store.put(_key(number), _bytes(me | {"beat": beat}))
+            if not _stands_in(store, lease):
+                return  # the next commit finds it out, too, and ends the run
+            store.put(_key(lease.number), _bytes(me | {"beat": beat}))
         except (StorageUnavailable, InputError) as error:  # the next beat may succeed; commits are checked anyway
             _log.warning("lease not renewed: %s", error)
 

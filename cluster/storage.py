@@ -91,7 +91,11 @@ class Store(Protocol):
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes an object if there is none. False where one with other bytes is there: of many callers one wins."""
+        """Writes an object if there is none. False where one with other bytes is there.
+
+        Of callers at the same moment one wins on folders and on AWS. OpenStack Swift looks before it writes: there
+        several may be told that they won, and the bytes of the last of them stay.
+        """
         ...
 
     def list(self, prefix: str = "") -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 from cluster import lease as leases
 from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError, NotFound
+from cluster.lease import Lease
 from cluster.storage import Retry, Store, join, open_store
 from deblur import recipe as recipes
 from deblur.data import pictures
@@ -34,9 +35,9 @@ class Origin:
 
 
 class Run:
-    """The files of one run. Only rank 0 and the driver write; commits are made while `lease` is the newest alone."""
+    """The files of one run. Only rank 0 and the driver write; commits are made only while `lease` is held."""
 
-    def __init__(self, url: str, keep: int = 2, *, lease: int | None = None, retry: Retry | None = None) -> None:
+    def __init__(self, url: str, keep: int = 2, *, lease: Lease | None = None, retry: Retry | None = None) -> None:
         self.url = url
         self.name = url.rstrip("/").rpartition("/")[2]
         self.store: Store = open_store(url, retry)

@@ -10,15 +10,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any
 
 import torch
 import tyro
 
-from cluster import lease, preflight
+from cluster import lease as leases
+from cluster import preflight
 from cluster.cache import Cache
 from cluster.errors import InputError, one_line_errors
+from cluster.lease import Lease
 from cluster.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, read_url
 from cluster.sync import COLLECTIVE_TIMEOUT_S, Intervals, Rank, Sync
@@ -130,13 +132,13 @@ def train(settings: Settings) -> Run:
     elif done >= total:
         print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
     else:
-        with lease.held(run.url) as number:
+        with leases.held(run.url) as lease:
             run.begin(settings.recipe, _origin(dataset, features))
-            _start(settings, features, number)
+            _start(settings, features, lease)
     return run
 
 
-def _start(settings: Settings, features: Features, lease_number: int) -> None:
+def _start(settings: Settings, features: Features, lease: Lease) -> None:
     if _needs_ray(settings):
         from cluster import launch  # a machine with one rank may lack Ray
 
@@ -145,11 +147,11 @@ def _start(settings: Settings, features: Features, lease_number: int) -> None:
         with launch.connected():
             if settings.nodes > 1:
                 nodes_that_reach(settings.data, settings.runs, placement)
-            launch.launch(train_rank, _plain(settings) | {"lease": lease_number}, placement, run.images_seen)
+            launch.launch(train_rank, _plain(settings) | {"lease": asdict(lease)}, placement, run.images_seen)
     else:
         _log.warning("Ray is not installed: training one rank in this process")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        _fit(settings, lease_number, features, Rank(device=device), Sync())
+        _fit(settings, lease, features, Rank(device=device), Sync())
 
 
 def _check(settings: Settings) -> None:
@@ -198,12 +200,13 @@ def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
 
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     """What each rank does; `config` is what `_plain` wrote. Returns whether the end of the recipe was reached."""
-    lease_number = config.pop("lease")
+    lease = Lease(**config["lease"])
+    config = {name: value for name, value in config.items() if name != "lease"}
     settings = Settings(**config | {"recipe": recipes.from_json(config["recipe"], "the driver")})
-    return _fit(settings, lease_number, _features(settings), rank, sync)
+    return _fit(settings, lease, _features(settings), rank, sync)
 
 
-def _fit(settings: Settings, lease_number: int, features: Features, rank: Rank, sync: Sync) -> bool:
+def _fit(settings: Settings, lease: Lease, features: Features, rank: Rank, sync: Sync) -> bool:
     assert settings.data
     assert settings.validate_images
     retry = Retry(limit_s=settings.storage_wait_s)
@@ -218,7 +221,7 @@ def _fit(settings: Settings, lease_number: int, features: Features, rank: Rank, 
         features,
         rank,
         sync,
-        Run(settings.run_url, settings.keep, lease=lease_number, retry=retry),
+        Run(settings.run_url, settings.keep, lease=lease, retry=retry),
         intervals=Intervals(validate_images=settings.validate_images, checkpoint_s=settings.checkpoint_s),
         threads=settings.threads,
         max_bad_share=settings.max_bad_share,

@@ -1,5 +1,6 @@
 """One writer per run, on folders and buckets, with holders that are really killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from cluster import lease
 from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError
+from cluster.lease import Lease
 from cluster.storage import Store, join, open_store
 
 EXPIRY_S = 1.5
@@ -25,28 +27,28 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(tmp_path if request.param == "folder" else join(request.getfixturevalue("bucket"), "run"))
 
 
-def holder(url: str) -> subprocess.Popen[str]:
-    """Another process that holds the lease until it is killed; returns when it has it."""
+def holder(url: str) -> tuple[subprocess.Popen[str], Lease]:
+    """Another process that holds the lease until it is killed, and that lease."""
     script = f"""
         import time
         from cluster import lease
-        with lease.held({url!r}, {EXPIRY_S}) as number:
-            print("held", number, flush=True)
+        with lease.held({url!r}, {EXPIRY_S}) as mine:
+            print("held", mine.number, mine.holder, flush=True)
             time.sleep(600)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert "held" in process.stdout.readline()
-    return process
+    _, number, name = process.stdout.readline().split()
+    return process, Lease(int(number), name)
 
 
 def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> None:
-    first = holder(store.url)
+    first, its_lease = holder(store.url)
     try:
         refusal = pytest.raises(InputError, match=rf"process {first.pid}\) is writing this run.*another --run")
         with refusal, lease.held(store.url, EXPIRY_S):
             pass
-        lease.check(store, 1)
+        lease.check(store, its_lease)
         assert first.poll() is None
     finally:
         first.kill()
@@ -55,8 +57,8 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> N
 
 def test_after_a_holder_that_ended_by_itself_nobody_waits(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (1, 2, 3):
-        with lease.held(store.url, expiry_s=600) as number:
-            assert number == expected
+        with lease.held(store.url, expiry_s=600) as mine:
+            assert mine.number == expected
     assert not capsys.readouterr().out
     assert len(store.list("lease/")) == 1
 
@@ -64,25 +66,25 @@ def test_after_a_holder_that_ended_by_itself_nobody_waits(store: Store, capsys: 
 def test_after_a_holder_that_was_killed_the_next_waits_for_a_sign_of_life(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = holder(store.url)
+    first, _ = holder(store.url)
     first.kill()
     first.wait()
     before = time.monotonic()
-    with lease.held(store.url, EXPIRY_S) as number:
-        assert number == 2
+    with lease.held(store.url, EXPIRY_S) as mine:
+        assert mine.number == 2
         assert time.monotonic() - before >= EXPIRY_S
     assert f"process {first.pid}) was writing this run; waiting" in capsys.readouterr().out
 
 
 def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
-    first = holder(store.url)
+    first, its_lease = holder(store.url)
     try:
         os.kill(first.pid, signal.SIGSTOP)  # a machine that hangs, or a network that is cut
-        with lease.held(store.url, EXPIRY_S) as number:
+        with lease.held(store.url, EXPIRY_S) as mine:
             os.kill(first.pid, signal.SIGCONT)
             time.sleep(EXPIRY_S)  # it beats again, and disturbs nobody
-            lease.check(store, number)
-            late = Checkpoints(store, may_commit=lambda: lease.check(store, 1))
+            lease.check(store, mine)
+            late = Checkpoints(store, may_commit=lambda: lease.check(store, its_lease))
             late.save(8, {"state.pt": b"of the past"})
             with pytest.raises(InputError, match="another start has taken this run over"):
                 late.wait()
@@ -92,10 +94,23 @@ def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
         first.wait()
 
 
+def test_of_two_that_were_told_they_created_it_the_one_who_wrote_last_holds(tmp_path: Path) -> None:
+    """As on OpenStack Swift, which looks before it writes; here the second write comes after the first had looked."""
+    store = open_store(tmp_path)
+    with lease.held(store.url, EXPIRY_S) as first:
+        other = json.loads(store.get("lease/000001")) | {"id": "another"}
+        store.put("lease/000001", json.dumps(other).encode())
+        with pytest.raises(InputError, match="another start has taken this run over"):
+            lease.check(store, first)
+        time.sleep(EXPIRY_S)
+        assert json.loads(store.get("lease/000001")) == other, "no beat of the first disturbs the second"
+    assert json.loads(store.get("lease/000001")) == other, "nor its end"
+
+
 @pytest.mark.parametrize("dead_before", [False, True])
 def test_of_many_starts_one_holds(store: Store, dead_before: bool) -> None:
     if dead_before:
-        first = holder(store.url)
+        first, _ = holder(store.url)
         first.kill()
         first.wait()
     inside, most, lock, done = 0, 0, threading.Lock(), threading.Barrier(6)

@@ -103,8 +103,11 @@ def test_a_key_does_not_lead_out_of_a_folder(tmp_path: Path, key: str) -> None:
 def test_of_many_that_create_one_object_one_wins(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda n: (n, store.create("x", b"%d" % n)), range(8)))
-    (winner,) = [n for n, created in won if created]
-    assert store.get("x") == b"%d" % winner
+    winners = [n for n, created in won if created]
+    winner = int(store.get("x"))
+    assert winner in winners
+    if not store.url.startswith("s3://"):  # of buckets, not all promise it for the same moment
+        assert winners == [winner]
     assert store.create("x", b"%d" % winner), "its own bytes are there: an answer may have been lost"
     assert not store.create("x", b"other")
     assert store.list() == ["x"]
