@@ -160,7 +160,7 @@ def _cause(error: WorkerGroupError | ControllerError) -> str:
         return f"the ranks could not be started: {_first_line(error.controller_failure)}"
     failures = sorted(error.worker_failures.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
     rank, cause = failures[0]
-    return f"rank {rank} was lost: {_first_line(cause)}"
+    return f"rank {rank} {'was lost' if isinstance(cause, RayActorError) else 'failed'}: {_first_line(cause)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ class Meter:
         self._rank, self._images_seen, self._count = rank, images_seen, count
         self._sums = torch.zeros(len(TERMS), device=rank.device)
         self._in_a_row = torch.zeros((), device=rank.device)
+        self._skipped_alone = torch.tensor([float(term == "nonfinite") for term in TERMS], device=rank.device)
         self._updates, self._waited_s, self._since = 0, 0.0, time.monotonic()
 
     def timed(self, stream: Iterable[_T]) -> Iterator[_T]:
@@ -45,7 +46,8 @@ class Meter:
         """Adds what `Updater.update` returned, without waiting for it."""
         nonfinite = terms[TERMS.index("nonfinite")]
         self._in_a_row = (self._in_a_row + nonfinite) * nonfinite
-        self._sums += terms
+        # One update whose terms are no numbers would leave the interval without any.
+        self._sums += torch.where(nonfinite.bool(), self._skipped_alone, terms)
         self._updates += 1
 
     def nonfinite_in_a_row(self) -> int:
@@ -53,20 +55,21 @@ class Meter:
         return int(self._in_a_row.item())
 
     def report(self, images_seen: int, sync: Sync) -> dict[str, Any]:
-        """Means over the updates and ranks since the last report. All ranks must call it."""
+        """Means over ranks and the updates since the last report that were not skipped. All ranks must call it."""
         seconds = time.monotonic() - self._since
-        means = sync.sum(self._sums / self._rank.num_ranks) / max(1, self._updates)
-        terms = dict(zip(TERMS, means.tolist(), strict=True))
-        terms["nonfinite"] *= self._updates
+        sums = dict(zip(TERMS, sync.sum(self._sums / self._rank.num_ranks).tolist(), strict=True))
+        nonfinite = sums.pop("nonfinite")
+        terms = {term: total / max(1.0, self._updates - nonfinite) for term, total in sums.items()}
         counts = self._count()
-        sums = sync.sum(torch.tensor(list(counts.values()), dtype=torch.float64, device=self._rank.device))
+        totals = sync.sum(torch.tensor(list(counts.values()), dtype=torch.float64, device=self._rank.device))
         metrics = {
             "images_seen": images_seen,
             "images_per_second": (images_seen - self._images_seen) / seconds,
             "data_wait_share": self._waited_s / seconds,
             "wasserstein": terms["sharp_score"] - terms["restored_score"],
             **terms,
-            **{name: int(total) for name, total in zip(counts, sums.tolist(), strict=True)},
+            "nonfinite": nonfinite,
+            **{name: int(total) for name, total in zip(counts, totals.tolist(), strict=True)},
         }
         self._sums = torch.zeros_like(self._sums)
         self._updates, self._waited_s, self._since, self._images_seen = 0, 0.0, time.monotonic(), images_seen

@@ -63,6 +63,7 @@ def dying(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     return starts(folder) > config["deaths"] + config["leaves"]
 
 
+@pytest.mark.soak
 def test_ranks_that_die_or_leave_are_started_again_as_long_as_there_is_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,7 +115,7 @@ def test_a_node_whose_link_is_cut_runs_on_and_is_missed(cluster: LocalCluster) -
     assert find_processes(node.name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_the_command_ends_with_all_that_it_started(number: int) -> None:
     options = ["--nodes", "0", *(["--isolated"] if ISOLATED else [])]
     command = subprocess.Popen(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -90,9 +91,6 @@ def test_the_environment_names_the_roots_and_flags_win(
         (["--data", "nowhere"], r"nowhere/index\.json: missing.*deblur\.pack"),
         (["--data", "gs://bucket/x"], r"gs://bucket/x: only folders and s3://"),
         (["--data", "pipe:cat"], r"pipe:cat: only folders and s3://"),
-        (["--min-nodes", "3", "--nodes", "2"], r"--min-nodes 3 is more than --nodes 2"),
-        (["--storage-wait-s", "900"], r"--storage-wait-s is 900\.0; .* between 0 and 300"),
-        (["--max-bad-share", "1.5"], r"--max-bad-share is 1\.5; it must lie between 0 and 1"),
         (["--feature-weights", "pretrained", "--vgg-weights", "no.pth"], r"no\.pth"),
     ],
 )
@@ -103,6 +101,22 @@ def test_what_cannot_work_is_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         prepare(parse([*SMALL, "--data", data, "--runs", "runs", *more]))
     assert not list(tmp_path.rglob("*")), "nothing may have been written"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nodes", "0"], r"--nodes is 0; it must be at least 1"),
+        (["--min-nodes", "3", "--nodes", "2"], r"--min-nodes 3 is more than --nodes 2"),
+        (["--storage-wait-s", "900"], r"--storage-wait-s is 900\.0; .* between 0 and 300"),
+        (["--max-bad-share", "1.5"], r"--max-bad-share is 1\.5; it must lie between 0 and 1"),
+    ],
+)
+def test_flags_out_of_range_are_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([*SMALL, *flags])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())  # as the terminal's width breaks it
+    assert re.search(message, said)
 
 
 def test_a_missing_bucket_is_refused_by_name(bucket: str) -> None:
