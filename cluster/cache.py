@@ -23,7 +23,8 @@ class Cache:
     """Ranges of a store's objects. `version` must change when any object does (a digest of the dataset)."""
 
     def __init__(self, store: Store, folder: str | Path, limit_bytes: int, version: str) -> None:
-        self._store, self._folder, self._limit = store, Path(folder).expanduser(), limit_bytes
+        # A folder of its own: what makes room is removed, and the one that is given may hold other things.
+        self._store, self._folder, self._limit = store, Path(folder).expanduser() / "chunks", limit_bytes
         self._version, self._told = version, False
 
     def get(self, key: str, start: int, end: int) -> bytes:

@@ -36,7 +36,8 @@ class Checkpoint:
 class Checkpoints:
     """Those of the run that lies in a store. `keep` newest and the one of the best score survive each save.
 
-    `may_commit` is called before each manifest, and raises where the run is no longer the caller's to write.
+    `may_commit` is called before anything is changed and before each manifest, and raises where the run is no longer
+    the caller's to write.
     """
 
     def __init__(self, store: Store, keep: int = 2, may_commit: Callable[[], None] = lambda: None) -> None:
@@ -49,6 +50,11 @@ class Checkpoints:
         """Starts an upload and returns. Raises what the upload before it raised."""
         self.wait()
         self._upload = self._thread.submit(self._commit, images_seen, parts, score)
+
+    @property
+    def uploading(self) -> bool:
+        """Whether an upload is under way."""
+        return self._upload is not None and not self._upload.done()
 
     def wait(self) -> None:
         """Returns when nothing is being uploaded. Raises what the last upload raised."""
@@ -68,6 +74,18 @@ class Checkpoints:
     def newest(self) -> tuple[Checkpoint, dict[str, bytes]] | None:
         """The newest that verifies, with its parts; damaged ones are named in the log and passed over."""
         return self._newest(lambda checkpoint: (checkpoint, self.load(checkpoint)))
+
+    def resume(self) -> Checkpoint | None:
+        """The newest that verifies. Damaged ones lose their manifest, or they would count among the newest for ever.
+
+        For the writer of the run alone.
+        """
+        found = self.newest()
+        self._may_commit()
+        for checkpoint in self.list():
+            if found is None or checkpoint.images_seen > found[0].images_seen:
+                self._store.delete(f"{_folder(checkpoint.images_seen)}/{MANIFEST}")
+        return found and found[0]
 
     def newest_part(self, name: str) -> bytes | None:
         """One part of the newest checkpoint of which it verifies."""
@@ -95,6 +113,7 @@ class Checkpoints:
 
     def _commit(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
         folder, start = _folder(images_seen), time.monotonic()
+        self._may_commit()
         # A manifest that is there already must not vouch for bytes that are being replaced.
         self._store.delete(f"{folder}/{MANIFEST}")
         for name, data in parts.items():
@@ -118,9 +137,9 @@ class Checkpoints:
                     self._store.delete(f"{_folder(old.images_seen)}/{name}")
 
     def _remove_unfinished(self, newest: str) -> None:
-        """Parts without a manifest in folders before the newest: what a killed upload left."""
+        """Parts without a readable manifest in folders before the newest: what a killed upload left."""
         keys = self._store.list("checkpoints/")
-        finished = {key.rpartition("/")[0] for key in keys if key.endswith(f"/{MANIFEST}")}
+        finished = {_folder(checkpoint.images_seen) for checkpoint in self.list()}
         for key in keys:
             if (folder := key.rpartition("/")[0]) < newest and folder not in finished:
                 self._store.delete(key)

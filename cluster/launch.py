@@ -6,13 +6,13 @@ whether an error can be mended by that, whether there was progress, how many nod
 """
 
 import contextlib
-import gc
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import ray
@@ -39,6 +39,7 @@ GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait 
 MAX_FAILURES = 3  # in a row without a checkpoint between them
 ANSWER_S = 15.0
 RESULT_S = 120.0
+FREE_S = 10.0
 _log = logging.getLogger(__name__)
 
 Worker = Callable[[dict[str, Any], Rank, Sync], bool]
@@ -60,35 +61,50 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon a rank that died is missed
-    # Ray would print each line of a rank twice.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    ray.init(logging_level="WARNING")
+    _connect()
     try:
         yield
     finally:
         ray.shutdown()  # and with it the ranks' last lines are printed
 
 
-def launch(worker: Worker, config: dict[str, Any], placement: Placement, progress: Callable[[], int]) -> None:
+def _connect() -> None:
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon a rank that died is missed
+    # Ray would print each line of a rank twice.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    ray.init(logging_level="WARNING")
+
+
+def _reconnect() -> None:
+    """Begins a new job of Ray's.
+
+    What Ray Train had reserved for a group that died while it was being started belongs to the job, and is given back
+    with it alone (tried with Ray 2.58: the placement group outlives its controller).
+    """
+    ray.shutdown()
+    _connect()
+
+
+def launch(
+    worker: Worker, config: Callable[[], dict[str, Any]], placement: Placement, progress: Callable[[], int]
+) -> None:
     """Runs `worker(config, rank, sync)` on every rank, again and again until it returns True on the first rank.
 
-    It returns False to be started again with the nodes that are there then. `config` must be plain values: it is
-    written into Ray's own records. `progress` tells in any growing number how far the work is committed: groups that
-    fail are started again as long as it grows. Raises InputError where the cluster stays too small for `wait_s`, what
-    the worker raised where that is final, and Ray's error after `MAX_FAILURES` failures without progress.
+    It returns False to be started again with the nodes that are there then. `config` is asked for each group, and must
+    give plain values: they are written into Ray's own records. `progress` tells in any growing number how far the work
+    is committed: groups that fail are started again as long as it grows. Raises InputError where the cluster stays too
+    small for `wait_s`, what the worker raised where that is final, and Ray's error after `MAX_FAILURES` failures
+    without progress.
     """
     with connected():
-        reached, failures = progress(), 0
+        reached, failures, with_gpus = progress(), 0, False
         while True:
-            # The error of a group and the frame of Ray's `fit` hold each other, and with them the controller and all
-            # that it has reserved: a group that died while it was being started would keep its nodes for ever.
-            gc.collect()
-            group = _wait_for_nodes(placement)
+            group = _wait_for_nodes(placement, with_gpus)
+            with_gpus = group.gpus_per_rank > 0
             try:
-                if _run_group(worker, config, placement, group):
+                if _run_group(worker, config(), placement, group):
                     return
             except PreemptionError:
                 print("a node was taken away before the ranks could leave it; starting again", flush=True)
@@ -104,6 +120,8 @@ def launch(worker: Worker, config: dict[str, Any], placement: Placement, progres
                     "without progress)",
                     flush=True,
                 )
+                if isinstance(error, ControllerError):
+                    _reconnect()
 
 
 def everywhere(placement: Placement, function: Callable[..., str], *arguments: Any) -> dict[str, str]:
@@ -113,7 +131,7 @@ def everywhere(placement: Placement, function: Callable[..., str], *arguments: A
     """
     with connected():
         _wait_for_nodes(placement)
-        nodes = _answering(_fitting_nodes(placement))
+        nodes = _answering(_fitting_nodes(placement, with_gpus=False))
         asked = {node["NodeManagerAddress"]: _run_on(node["NodeID"], function, *arguments) for node in nodes}
         return {address: _result(task) for address, task in asked.items()}
 
@@ -204,23 +222,26 @@ def _more_nodes(placement: Placement, mine: set[str]) -> bool:
     """Whether nodes are free that this group lacks."""
     if placement.min_nodes is None or len(mine) >= placement.nodes:
         return False
-    return any(node["NodeID"] not in mine for node in _answering(_fitting_nodes(placement)))
+    free = _fitting_nodes(placement, with_gpus=torch.cuda.is_available())
+    return any(node["NodeID"] not in mine for node in _answering(free))
 
 
-def _wait_for_nodes(placement: Placement) -> _Group:
+def _wait_for_nodes(placement: Placement, with_gpus: bool = False) -> _Group:
     """Waits for nodes that are free and answer, saying what is missing; returns those to start on."""
-    deadline, told = time.monotonic() + placement.wait_s, None
+    start, told = time.monotonic(), None
     least = placement.min_nodes or placement.nodes
     while True:
-        nodes = _answering(_fitting_nodes(placement))
-        if len(nodes) >= least:
+        nodes = _answering(_fitting_nodes(placement, with_gpus))
+        # Those of a group that has just ended are free a moment later.
+        wanted = placement.nodes if time.monotonic() - start < FREE_S and _any_busy() else least
+        if len(nodes) >= wanted:
             shares = [_share(node["Resources"], placement) for node in nodes]
             fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
             return replace(fewest, nodes=min(len(nodes), placement.nodes))
         missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
-        if time.monotonic() > deadline:
+        if time.monotonic() - start > placement.wait_s:
             raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
-        if missing != told:
+        if missing != told and len(nodes) < least:
             print(f"waiting for nodes: {missing}", flush=True)
             told = missing
         time.sleep(1)
@@ -233,13 +254,25 @@ def _how_to_go_on(placement: Placement, present: int) -> str:
     return f"each needs {needs}; add nodes{fewer} (--wait-s {placement.wait_s:.0f})"
 
 
-def _fitting_nodes(placement: Placement) -> list[dict[str, Any]]:
-    """Nodes that hold their ranks and do nothing else; where any node has GPUs, those without are no place to train."""
+def _any_busy() -> bool:
+    free = ray._private.state.available_resources_per_node()
+    return any(
+        free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _fitting_nodes(placement: Placement, with_gpus: bool) -> list[dict[str, Any]]:
+    """Nodes that hold their ranks and do nothing else.
+
+    Where any node has GPUs, or had (`with_gpus`), those without are no place to train.
+    """
     free = ray._private.state.available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    with_gpus = [node for node in alive if node["Resources"].get("GPU")]
+    gpu_nodes = [node for node in alive if node["Resources"].get("GPU")]
     fitting = []
-    for node in with_gpus or alive:
+    for node in gpu_nodes if gpu_nodes or with_gpus else alive:
         share, left = _share(node["Resources"], placement), free.get(node["NodeID"], {})
         if share and all(
             left.get(kind, 0) >= share.ranks_per_node * each
@@ -267,11 +300,15 @@ def _answering(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [asked[task] for task in ready if _succeeded(task)]
 
 
+@cache
+def _remote(function: Callable[..., Any]) -> Any:
+    return ray.remote(num_cpus=0, max_retries=0)(function)
+
+
 def _run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
     """Starts a function on a node, besides whatever runs there."""
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    return remote.options(scheduling_strategy=there).remote(*arguments)
+    return _remote(function).options(scheduling_strategy=there).remote(*arguments)
 
 
 def _succeeded(task: ray.ObjectRef) -> bool:

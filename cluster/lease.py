@@ -38,26 +38,53 @@ class Lease:
     holder: str
 
 
+class Holder:
+    """Holds the lease of a run, and beats."""
+
+    def __init__(self, store: Store, number: int, me: dict[str, Any]) -> None:
+        self.lease = Lease(number, me["id"])
+        self._store, self._me, self._lock = store, me, threading.Lock()
+
+    def renew(self) -> Lease:
+        """A lease for others to write with; all before it are void. Raises InputError where it is held no more."""
+        return self._write({"id": uuid.uuid4().hex})
+
+    def beat(self) -> None:
+        """A sign of life. Raises InputError where it is held no more."""
+        self._write({"beat": self._me["beat"] + 1})
+
+    def release(self) -> None:
+        """The next start need not wait. Raises InputError where it is held no more."""
+        self._write({"released": True})
+
+    def _write(self, change: dict[str, Any]) -> Lease:
+        with self._lock:
+            check(self._store, self.lease)
+            self._me |= change
+            self._store.put(_key(self.lease.number), _bytes(self._me))
+            self.lease = Lease(self.lease.number, self._me["id"])
+            return self.lease
+
+
 @contextlib.contextmanager
-def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Lease]:
+def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
     """Holds the lease of what lies at a URL. Raises InputError where somebody else does.
 
     A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, a moment.
     """
     store = open_store(url, _RETRY)
     me = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beat": 0, "released": False}
-    lease = Lease(_take(store, me, expiry_s), me["id"])
+    holder = Holder(store, _take(store, me, expiry_s), me)
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(store, lease, me, expiry_s, ended), daemon=True)
+    beating = threading.Thread(target=_beat, args=(holder, expiry_s, ended), daemon=True)
     beating.start()
     try:
-        yield lease
+        yield holder
     finally:
         ended.set()
         beating.join()
         with contextlib.suppress(StorageUnavailable, InputError):  # then the next start waits
-            check(store, lease)
-            store.put(_key(lease.number), _bytes(me | {"released": True}))
+            holder.release()
 
 
 def check(store: Store, lease: Lease) -> None:
@@ -112,15 +139,11 @@ def _is_free(store: Store, number: int, expiry_s: float) -> bool:
     return True
 
 
-def _beat(store: Store, lease: Lease, me: dict[str, Any], expiry_s: float, ended: threading.Event) -> None:
-    beat = 0
+def _beat(holder: Holder, expiry_s: float, ended: threading.Event) -> None:
     while not ended.wait(expiry_s / BEATS_PER_EXPIRY):
-        beat += 1
         try:
-            if not _stands_in(store, lease):
-                return  # the next commit finds it out, too, and ends the run
-            store.put(_key(lease.number), _bytes(me | {"beat": beat}))
-        except (StorageUnavailable, InputError) as error:  # the next beat may succeed; commits are checked anyway
+            holder.beat()
+        except Exception as error:  # the next beat may succeed, and commits are checked anyway
             _log.warning("lease not renewed: %s", error)
 
 

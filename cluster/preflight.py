@@ -16,7 +16,7 @@ ANSWER = Retry(limit_s=15.0, stall_s=10.0)
 @contextlib.contextmanager
 def marker(store: Store) -> Iterator[str]:
     """The key of a small object that exists as long as the context."""
-    key = f"preflight-{uuid.uuid4().hex}"
+    key = f"preflight/{uuid.uuid4().hex}"
     store.put(key, key.encode())
     try:
         yield key
@@ -37,7 +37,7 @@ def read_and_write(url: str, key: str) -> None:
     if found != key.encode():
         raise InputError(f"{join(url, key)}: holds other bytes than were written")
     with marker(store) as mine:
-        if store.get(mine) != mine.encode() or mine not in store.list("preflight-"):
+        if store.get(mine) != mine.encode() or mine not in store.list("preflight/"):
             raise InputError(f"{join(url, mine)}: was written, but is not found again")
 
 

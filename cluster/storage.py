@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {"400", "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 # Answers below 500 that another try may well change; the last is that of two writers at the same moment.
-_TRANSIENT = {"SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "429", "ConditionalRequestConflict"}
+_TRANSIENT = {"SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "ConditionalRequestConflict"}
 # A connection that is cut or silent. While a body is read they are outside boto3's own retries (boto/boto3#4111).
 _BROKEN = (
     urllib3.exceptions.HTTPError,
@@ -182,7 +182,9 @@ class FolderStore:
     def list(self, prefix: str = "") -> list[str]:
         # Only the folder that the prefix names is walked, not the whole store.
         start = self._root / prefix.rpartition("/")[0]
-        found = (p.relative_to(self._root).as_posix() for p in start.rglob("*") if p.is_file())
+        # os.walk passes over folders that somebody removes meanwhile; links to folders are not followed.
+        files = (Path(folder, name) for folder, _, names in os.walk(start) for name in names)
+        found = (path.relative_to(self._root).as_posix() for path in files)
         return sorted(key for key in found if key.startswith(prefix) and not key.endswith(_PARTIAL))
 
     def delete(self, key: str) -> None:
@@ -352,6 +354,8 @@ class S3Store:
             raise _explain(error, place) from error
         except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
             raise InputError(f"{place}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        except (botocore.exceptions.CredentialRetrievalError, botocore.exceptions.MetadataRetrievalError) as error:
+            raise StorageUnavailable(f"{place}: no credentials from their provider now: {error}") from error
         except botocore.exceptions.EndpointConnectionError as error:
             raise StorageUnavailable(f"{place}: {error}; is AWS_ENDPOINT_URL right?") from error
         except botocore.exceptions.ParamValidationError as error:
@@ -372,8 +376,8 @@ class _Tries:
         now = time.monotonic()
         if progress:
             self._since, self._in_a_row = now, 0
-        left = self._since + self._retry.limit_s - now
-        if left <= 0:
+        left = max(0.0, self._since + self._retry.limit_s - now)
+        if not left and self._in_a_row:  # one more try in any case: the first may have been silent for the whole time
             raise StorageUnavailable(f"{error} (given up after {self._retry.limit_s:.0f} s)") from error
         self._in_a_row += 1
         if self._in_a_row == 4 and not self._told:
@@ -386,7 +390,9 @@ class _Tries:
 def _explain(error: botocore.exceptions.ClientError, place: str) -> Exception:
     answer = error.response.get("Error", {})
     code, status = str(answer.get("Code")), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= 500 or code in _TRANSIENT:
+    if status == 501:
+        return InputError(f"{place}: the server cannot do this ({code}); a store needs PUT with If-None-Match")
+    if status >= 500 or status == 429 or code in _TRANSIENT:
         return StorageUnavailable(f"{place}: {code} {answer.get('Message', '')}".rstrip())
     if code in ("412", "PreconditionFailed"):
         return DamagedError(f"{place}: was replaced while it was read")

@@ -60,6 +60,8 @@ class Outlook:
     """Until a node of this run is taken away; None where none is going to be."""
     upload_s: float = 0.0
     """What the last checkpoint took."""
+    uploading: bool = False
+    """Whether one is still on its way: the next would wait for it, and training with it."""
     room: Callable[[], bool] = lambda: False
     """Whether the cluster has nodes for more ranks; asked only when a checkpoint is due."""
 
@@ -95,7 +97,8 @@ class Agenda:
         due = images_seen // every.validate_images > self._validated // every.validate_images
         validate = done or (due and not noticed)  # it may take minutes
         report = validate or now - self._reported_at >= every.report_s
-        checkpoint = validate or now - self._saved_at >= every.checkpoint_s or (noticed and not self._warned)
+        by_time = now - self._saved_at >= every.checkpoint_s and not outlook.uploading
+        checkpoint = validate or by_time or (noticed and not self._warned)
         leave = "" if done else self._leave(outlook, checkpoint, seconds_per_update)
         checkpoint = checkpoint or bool(leave)
         self._warned = noticed

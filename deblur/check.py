@@ -10,7 +10,7 @@ from deblur.data.shards import INDEX, Index
 def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
     """Addresses of the nodes, each of which has read the dataset's index and read and written the runs' root.
 
-    Must be called in a cluster. Raises InputError where one cannot, and where too few nodes come within the wait.
+    Raises InputError where one cannot, and where too few nodes come within the wait.
     """
     from cluster import launch  # needs Ray
 

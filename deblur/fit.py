@@ -79,7 +79,8 @@ def fit(
         return True
 
     agenda = Agenda(intervals, images_seen=images_seen, total_images=total, batch_size=plan.batch_size)
-    bad, start = BadSamples(max_bad_share, plan.num_samples), images_seen
+    bad, bad_validation = BadSamples(max_bad_share, plan.num_samples), BadSamples(1, 0)
+    start = images_seen
     meter = Meter(rank, images_seen, partial(_counters, dataset, bad))
     if rank.rank == 0:
         run.resume_metrics(images_seen)
@@ -96,17 +97,17 @@ def fit(
                 continue
 
             # The meeting: rank 0 decides, all do the same.
-            outlook = Outlook(sync.seconds_left(), run.checkpoints.upload_s, sync.room)
+            outlook = Outlook(sync.seconds_left(), run.checkpoints.upload_s, run.checkpoints.uploading, sync.room)
             record: Record = sync.meet(partial(agenda.decide, images_seen, outlook))
             updates_to_meeting = record.updates_to_next
             if (skipped := meter.nonfinite_in_a_row()) >= MAX_NONFINITE_IN_A_ROW:
-                raise Diverged(_diverged(run, skipped))
+                raise Diverged(sync.meet(partial(_diverged, run, skipped)))
             quality = {}
             if record.validate:
                 with meter.paused():
-                    quality = validate(updater.generator, dataset, rank, sync, threads, bad)
+                    quality = validate(updater.generator, dataset, rank, sync, threads, bad_validation)
                     if rank.rank == 0:
-                        write_sample(updater.generator, dataset, run, rank, images_seen, bad)
+                        write_sample(updater.generator, dataset, run, rank, images_seen, bad_validation)
             if record.report:
                 metrics = meter.report(images_seen, sync) | quality
                 metrics["epoch"] = images_seen // (plan.updates_per_epoch * plan.batch_size)
@@ -122,7 +123,7 @@ def fit(
                 parts = checkpoint_parts(updater, recipe, images_seen)
                 run.checkpoints.save(images_seen, parts, quality.get("validation_psnr"))
             if record.leave and rank.rank == 0:
-                print(f"{run.name}: {record.leave}; the ranks leave at {images_seen:,} images, none lost", flush=True)
+                print(f"{run.name}: {record.leave}; the ranks leave at {images_seen:,} images", flush=True)
             if record.stop or record.leave:
                 break
     run.checkpoints.wait()
@@ -140,7 +141,7 @@ def _counters(dataset: Dataset, bad: BadSamples) -> dict[str, int]:
 
 
 def _diverged(run: Run, skipped: int) -> str:
-    run.checkpoints.wait()
+    run.checkpoints.wait()  # all ranks wait for the first: the upload ends before they do
     committed = run.checkpoints.list()
     last = (
         f"the last good checkpoint is {run.checkpoints.url(committed[-1])}" if committed else "there is no checkpoint"

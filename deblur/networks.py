@@ -77,7 +77,7 @@ def warmed_up(updater: Updater, recipe: Recipe, share: int, device: torch.device
 
 def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Rank) -> int:
     """Loads the newest checkpoint that verifies, or the fresh state; returns images_seen."""
-    checkpoint: Checkpoint | None = sync.meet(lambda: (found := run.checkpoints.newest()) and found[0])
+    checkpoint: Checkpoint | None = sync.meet(run.checkpoints.resume)
     if checkpoint is None:
         updater.load(fresh)
         return 0

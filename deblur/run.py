@@ -41,13 +41,19 @@ class Run:
         self.url = url
         self.name = url.rstrip("/").rpartition("/")[2]
         self.store: Store = open_store(url, retry)
-        may_commit = (lambda: None) if lease is None else partial(leases.check, self.store, lease)
-        self.checkpoints = Checkpoints(self.store, keep, may_commit)
+        self._may_write = (lambda: None) if lease is None else partial(leases.check, self.store, lease)
+        self.checkpoints = Checkpoints(self.store, keep, self._may_write)
         self._lines: list[dict[str, Any]] = []
 
     def images_seen(self) -> int:
         """Of the newest committed checkpoint; 0 before the first."""
         return max((checkpoint.images_seen for checkpoint in self.checkpoints.list()), default=0)
+
+    def is_finished(self, total_images: int) -> bool:
+        """Whether a checkpoint of the end is there and whole."""
+        return self.images_seen() >= total_images and (
+            (newest := self.checkpoints.newest()) is not None and newest[0].images_seen >= total_images
+        )
 
     def check(self, recipe: Recipe, origin: Origin) -> None:
         """Raises InputError with the difference where the run was started with something else."""
@@ -85,6 +91,7 @@ class Run:
 
     def write_metrics(self) -> None:
         """Makes the lines so far visible. Object stores cannot append: the file is written whole."""
+        self._may_write()
         self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:

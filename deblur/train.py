@@ -20,7 +20,7 @@ from cluster import lease as leases
 from cluster import preflight
 from cluster.cache import Cache
 from cluster.errors import InputError, one_line_errors
-from cluster.lease import Lease
+from cluster.lease import Holder, Lease
 from cluster.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, read_url
 from cluster.sync import COLLECTIVE_TIMEOUT_S, Intervals, Rank, Sync
@@ -127,31 +127,40 @@ def train(settings: Settings) -> Run:
     run, batch_size = Run(settings.run_url), settings.recipe.data.batch_size
     total, done = total_images(settings.recipe, plan_of(settings.recipe, dataset.index)), run.images_seen()
     print(summary(dataset.index, dataset.store.url, run.url, done, total, batch_size), flush=True)
+    if done % batch_size:
+        raise InputError(
+            f"{run.url}: has seen {done:,} images, no whole number of updates of --batch-size {batch_size}; go on with "
+            "the old batch size, or choose another --run"
+        )
     if settings.check:
         _check(settings)
-    elif done >= total:
+    elif run.is_finished(total):
         print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
     else:
-        with leases.held(run.url) as lease:
+        with leases.held(run.url) as holder:
             run.begin(settings.recipe, _origin(dataset, features))
-            _start(settings, features, lease)
+            _start(settings, features, holder)
     return run
 
 
-def _start(settings: Settings, features: Features, lease: Lease) -> None:
+def _start(settings: Settings, features: Features, holder: Holder) -> None:
     if _needs_ray(settings):
         from cluster import launch  # a machine with one rank may lack Ray
+
+        def config_of_a_group() -> dict[str, Any]:
+            # A lease for each: ranks that were given up, but run on where nobody reaches them, can commit no more.
+            return _plain(settings) | {"lease": asdict(holder.renew())}
 
         placement = _placement(settings)
         run = Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s))
         with launch.connected():
             if settings.nodes > 1:
                 nodes_that_reach(settings.data, settings.runs, placement)
-            launch.launch(train_rank, _plain(settings) | {"lease": asdict(lease)}, placement, run.images_seen)
+            launch.launch(train_rank, config_of_a_group, placement, run.images_seen)
     else:
         _log.warning("Ray is not installed: training one rank in this process")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        _fit(settings, lease, features, Rank(device=device), Sync())
+        _fit(settings, holder.lease, features, Rank(device=device), Sync())
 
 
 def _check(settings: Settings) -> None:

@@ -22,7 +22,10 @@ def restore(generator: nn.Module, blurred: Tensor) -> Tensor:
 def validate(
     generator: nn.Module, dataset: Dataset, rank: Rank, sync: Sync, threads: int, bad: BadSamples
 ) -> dict[str, float]:
-    """PSNR and SSIM over the whole validation split, each image on one rank, full frames; {} without the split."""
+    """PSNR and SSIM over the whole validation split, each image on one rank, full frames.
+
+    {} without the split, or where no picture of it decodes.
+    """
     split = dataset.index.splits.get("validation")
     if split is None:
         return {}
@@ -36,6 +39,8 @@ def validate(
         scores = [f(picture, sharp)[0] for picture in (restored, blurred) for f in (psnr, ssim)]
         sums += torch.stack([*(s.double() for s in scores), torch.ones_like(sums[0])])
     means = sync.sum(sums)
+    if not means[4]:
+        return {}
     names = ("validation_psnr", "validation_ssim", "validation_blurred_psnr", "validation_blurred_ssim")
     return dict(zip(names, (means[:4] / means[4]).tolist(), strict=True))
 

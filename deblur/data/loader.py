@@ -23,6 +23,7 @@ from cluster.errors import DamagedError, InputError
 from cluster.storage import Store
 from deblur import randomness
 from deblur.data import pictures
+from deblur.data.pictures import Undecodable
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, Sample, Shard, Split, unpack
 from deblur.recipe import DataRecipe
@@ -66,7 +67,7 @@ class BadSamples:
         self._named: set[str] = set()
         self._lock = threading.Lock()
 
-    def add(self, place: str, error: InputError) -> None:
+    def add(self, place: str, error: Undecodable) -> None:
         """One more use of a sample that does not decode."""
         with self._lock:
             self.count += 1
@@ -183,7 +184,7 @@ class _Loader:
         """One pair, decoded and cut to [crop, crop, 3]."""
         try:
             pair = self._pair(part.shard, part.sample, part.block.result()[part.nth])
-        except InputError as error:
+        except Undecodable as error:
             self.bad.add(f"{part.shard.name}: {part.sample.key}", error)
             # What other ranks count is known at the next report, but more than is allowed to all is too much here.
             self.bad.check(self.bad.count, 0)
@@ -191,10 +192,10 @@ class _Loader:
         return augment(*pair, self.data, randomness.augmentation(self.plan.seed, epoch, position))
 
     def _pair(self, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
-        """A decoded sample that holds a crop. Raises InputError where there is none."""
+        """A decoded sample that holds a crop. Raises Undecodable where there is none."""
         blurred, sharp = read_pair(self.dataset, shard, sample, data)
         if blurred.shape != sharp.shape or min(sharp.shape[:2]) < self.data.crop:
-            raise InputError(
+            raise Undecodable(
                 f"{self.dataset.store.url}/{shard.name}: {sample.key}: {sharp.shape[1]}x{sharp.shape[0]} (blurred "
                 f"{blurred.shape[1]}x{blurred.shape[0]}) does not hold a crop of {self.data.crop}"
             )
@@ -208,7 +209,7 @@ class _Loader:
         lane, update = divmod(position, self.plan.updates_per_epoch)
         for other in (*range(update - 1, -1, -1), *range(update + 1, self.plan.updates_per_epoch)):
             shard, nth = self.plan.sample(epoch, self.plan.position(lane, other))
-            with contextlib.suppress(InputError):  # counted on its own turn
+            with contextlib.suppress(Undecodable):  # counted on its own turn
                 return self._pair(self.split.shards[shard], self.split.shards[shard].samples[nth])
         raise InputError(f"{self.dataset.store.url}: no sample of a whole lane decodes; pack the dataset again")
 
@@ -216,7 +217,7 @@ class _Loader:
 def read_pair(dataset: Dataset, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
     """A decoded sample, from its slice where that was read already; bytes unlike the index are read once more.
 
-    Raises DamagedError (unlike the index again) and InputError (does not decode), naming shard and key.
+    Raises DamagedError (unlike the index again) and Undecodable, naming shard and key.
     """
     if data is None:
         data = dataset.read(shard, sample.offset, sample.offset + sample.length)
@@ -241,7 +242,7 @@ def pairs_of(
         shard, sample = samples[index]
         try:
             return read_pair(dataset, shard, sample)
-        except InputError as error:
+        except Undecodable as error:
             if bad is None:
                 raise
             bad.add(f"{shard.name}: {sample.key}", error)

@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
 
 
 def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in (folder / "chunks").glob("*"))
 
 
 @given(
@@ -90,12 +90,20 @@ def test_a_disk_that_is_full_costs_speed_alone_and_is_said_once(
 def test_what_a_killed_writer_left_is_never_read_and_makes_room(store: FolderStore, tmp_path: Path) -> None:
     cache = Cache(store, tmp_path, 3 * CHUNK, "v")
     cache.get("a", 0, CHUNK)
-    (chunk,) = tmp_path.iterdir()
+    (chunk,) = (tmp_path / "chunks").iterdir()
     chunk.rename(chunk.with_suffix(".0123.partial"))
     chunk.with_suffix(".0123.partial").write_bytes(b"half")
     for start in range(0, 10 * CHUNK, CHUNK):
         assert cache.get("a", start, start + CHUNK) == store.get("a", start, start + CHUNK)
     assert held(tmp_path) <= 3 * CHUNK
+
+
+def test_what_else_lies_in_the_folder_is_left_alone(store: FolderStore, tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_bytes(bytes(9 * CHUNK))
+    cache = Cache(store, tmp_path, 2 * CHUNK, "v")
+    for start in range(0, 10 * CHUNK, CHUNK):
+        cache.get("a", start, start + CHUNK)
+    assert (tmp_path / "thesis.doc").stat().st_size == 9 * CHUNK
 
 
 def test_ranks_that_share_it_do_not_disturb_each_other(store: FolderStore, tmp_path: Path) -> None:

@@ -70,6 +70,26 @@ def test_what_an_upload_that_was_killed_left_is_removed_by_the_next(store: Store
     assert folders == {"000000000008", "000000000016", "000000000099"}
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_is_no_longer_among_the_newest_when_the_run_goes_on(store: Store, keep: int) -> None:
+    """Else what is saved after it, at fewer images, would be the oldest and removed at once."""
+    saved(store, 200, 400, keep=2)
+    store.put("checkpoints/000000000400/state.pt", b"damaged")
+    writer = Checkpoints(store, keep)
+    found = writer.resume()
+    assert found is not None
+    assert found.images_seen == 200
+    for n in (250, 300):
+        writer.save(n, {"state.pt": b"x"})
+    writer.wait()
+    newest = writer.newest()
+    assert newest is not None
+    assert newest[0].images_seen == 300
+    writer.save(500, {"state.pt": b"y"})
+    writer.wait()
+    assert not [key for key in store.list() if "000000000400" in key], "its parts go with the next that is newer"
+
+
 def test_a_missing_part_is_passed_over(store: Store) -> None:
     checkpoints = saved(store, 8, 16)
     store.delete("checkpoints/000000000016/other")

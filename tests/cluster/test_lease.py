@@ -33,7 +33,7 @@ def holder(url: str) -> tuple[subprocess.Popen[str], Lease]:
         import time
         from cluster import lease
         with lease.held({url!r}, {EXPIRY_S}) as mine:
-            print("held", mine.number, mine.holder, flush=True)
+            print("held", mine.lease.number, mine.lease.holder, flush=True)
             time.sleep(600)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
@@ -58,7 +58,7 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> N
 def test_after_a_holder_that_ended_by_itself_nobody_waits(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (1, 2, 3):
         with lease.held(store.url, expiry_s=600) as mine:
-            assert mine.number == expected
+            assert mine.lease.number == expected
     assert not capsys.readouterr().out
     assert len(store.list("lease/")) == 1
 
@@ -71,7 +71,7 @@ def test_after_a_holder_that_was_killed_the_next_waits_for_a_sign_of_life(
     first.wait()
     before = time.monotonic()
     with lease.held(store.url, EXPIRY_S) as mine:
-        assert mine.number == 2
+        assert mine.lease.number == 2
         assert time.monotonic() - before >= EXPIRY_S
     assert f"process {first.pid}) was writing this run; waiting" in capsys.readouterr().out
 
@@ -83,7 +83,7 @@ def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
         with lease.held(store.url, EXPIRY_S) as mine:
             os.kill(first.pid, signal.SIGCONT)
             time.sleep(EXPIRY_S)  # it beats again, and disturbs nobody
-            lease.check(store, mine)
+            lease.check(store, mine.lease)
             late = Checkpoints(store, may_commit=lambda: lease.check(store, its_lease))
             late.save(8, {"state.pt": b"of the past"})
             with pytest.raises(InputError, match="another start has taken this run over"):
@@ -101,10 +101,27 @@ def test_of_two_that_were_told_they_created_it_the_one_who_wrote_last_holds(tmp_
         other = json.loads(store.get("lease/000001")) | {"id": "another"}
         store.put("lease/000001", json.dumps(other).encode())
         with pytest.raises(InputError, match="another start has taken this run over"):
-            lease.check(store, first)
+            lease.check(store, first.lease)
         time.sleep(EXPIRY_S)
         assert json.loads(store.get("lease/000001")) == other, "no beat of the first disturbs the second"
     assert json.loads(store.get("lease/000001")) == other, "nor its end"
+
+
+def test_a_group_of_ranks_that_was_given_up_cannot_commit_any_more(store: Store) -> None:
+    """It may run on where its driver does not reach it, and the store does."""
+    with lease.held(store.url, EXPIRY_S) as holder:
+        old, new = holder.renew(), holder.renew()
+        lease.check(store, new)
+        late = Checkpoints(store, may_commit=lambda: lease.check(store, old))
+        Checkpoints(store, may_commit=lambda: lease.check(store, new)).save(8, {"state.pt": b"of the new group"})
+        time.sleep(EXPIRY_S)  # some beats
+        lease.check(store, new)
+        late.save(8, {"state.pt": b"of the old group"})
+        with pytest.raises(InputError, match="another start has taken this run over"):
+            late.wait()
+    found = Checkpoints(store).newest()
+    assert found is not None
+    assert found[1]["state.pt"] == b"of the new group"
 
 
 @pytest.mark.parametrize("dead_before", [False, True])

@@ -27,7 +27,7 @@ def test_a_machine_that_reaches_everything_has_nothing_to_say_and_leaves_nothing
 
 def test_a_machine_with_another_folder_of_that_name_says_so(tmp_path: Path) -> None:
     open_store(tmp_path).put("data/index.json", b"{}")
-    said = preflight.look_around(str(tmp_path / "data" / "index.json"), str(tmp_path / "own"), "preflight-1")
+    said = preflight.look_around(str(tmp_path / "data" / "index.json"), str(tmp_path / "own"), "preflight/1")
     assert said == f"{tmp_path}/own: what another machine wrote there is not to be seen"
 
 

@@ -157,6 +157,19 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, data: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(run).rglob("*") if path.is_file()} == before
 
 
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tmp_path: Path, data: str) -> None:
+    recipe = replace(RECIPE, data=replace(RECIPE.data, images=16))
+    run = Run(str(tmp_path / "run"))
+    train_rank(Rank(), data, run.url, recipe)
+    assert run.is_finished(16)
+    whole = run.store.get("checkpoints/000000000016/generator.safetensors")
+    run.store.put("checkpoints/000000000016/state.pt", b"damaged")
+    assert not run.is_finished(16)
+    train_rank(Rank(), data, run.url, recipe)
+    assert run.is_finished(16)
+    assert run.store.get("checkpoints/000000000016/generator.safetensors") == whole
+
+
 def test_a_run_leaves_metrics_samples_and_a_validated_checkpoint(tmp_path: Path, data: str) -> None:
     recipe = replace(RECIPE, data=replace(RECIPE.data, images=68))
     run = Run(str(tmp_path / "run"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cache import Cache
-from cluster.errors import DamagedError, InputError
+from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Store, Traffic, join, open_store
 from deblur import randomness
 from deblur.data import pictures
@@ -162,6 +162,13 @@ def test_a_shard_that_is_cut_or_replaced_stops_the_stream_with_shard_and_key(tmp
         read(dataset, 1)
 
 
+def test_a_shard_that_is_gone_is_no_sample_that_does_not_decode(tmp_path: Path) -> None:
+    dataset = write_dataset(open_store(tmp_path), train=23)
+    dataset.store.delete(dataset.index.splits["train"].shards[0].name)
+    with pytest.raises(NotFound, match=r"train/000000\.tar: no such file"):
+        read(dataset, 10, bad=BadSamples(1, 23))
+
+
 # ---- samples that do not decode
 
 
@@ -251,7 +258,7 @@ def test_with_a_cache_later_epochs_need_no_network(dataset: Dataset, tmp_path: P
 def test_wrong_bytes_in_the_cache_are_fetched_again(dataset: Dataset, tmp_path: Path) -> None:
     cached = replace(dataset, cache=Cache(dataset.store, tmp_path, 1 << 30, "v"))
     plain = read(cached, 5)
-    for path in tmp_path.iterdir():
+    for path in (tmp_path / "chunks").iterdir():
         path.write_bytes(path.read_bytes()[:-5000] + bytes(2500))
     assert all(torch.equal(a.sharp, b.sharp) for a, b in zip(plain, read(cached, 5), strict=True))
 
