@@ -101,6 +101,7 @@ def test_ranks_that_die_while_they_are_started_keep_no_nodes(
     assert "the ranks could not be started: ActorDiedError" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_ranks_that_die_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "MAX_FAILURES", 1)
     with pytest.raises(ray.train.WorkerGroupError):
