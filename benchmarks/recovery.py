@@ -81,7 +81,7 @@ class Bench:
         self.plan = plan_of(recipe, dataset.index)
         self.total = total_images(recipe, self.plan)
         self._jobs = JobSubmissionClient(cluster.jobs)
-        self._reference: bytes | None = None
+        self.undisturbed: bytes | None = None  # the generator of a run without any fault, once there was one
 
     def record(self, run: str) -> Path:
         """Where the ranks of a run write down what they consume."""
@@ -136,13 +136,6 @@ class Bench:
             raise RuntimeError(f"{run}: ended at {newest.images_seen} of {self.total} images")
         return checkpoints.load_part(newest, "generator.safetensors")
 
-    def reference(self) -> bytes:
-        """The generator of a run without any fault."""
-        if self._reference is None:
-            self.wait(self.submit("undisturbed"))
-            self._reference = self.generator("undisturbed")
-        return self._reference
-
     def outcome(self, run: str, fault: str, at: float) -> Outcome:
         """What a fault at the time `at` did to a run that has ended."""
         starts = read_record(self.record(run))
@@ -155,7 +148,7 @@ class Bench:
             seconds_without_updates=round(resumed - starts[after - 1].lines[-1]["time"], 1),
             account=account(starts, self.plan, self.total),
             num_ranks=ranks,
-            same_weights=self.generator(run) == self.reference() if set(ranks) == {2} else None,
+            same_weights=self.generator(run) == self.undisturbed if set(ranks) == {2} else None,
         )
 
 
@@ -270,6 +263,8 @@ def main() -> None:
     faults = settings.faults or tuple(fault for fault in FAULTS if fault != "link" or isolated)
     outcomes = []
     with two_nodes(settings.updates) as bench:
+        bench.wait(bench.submit("undisturbed"))
+        bench.undisturbed = bench.generator("undisturbed")
         for fault in faults:
             outcomes.append(suffer(bench, fault, settings.seed))
             print(_line(outcomes[-1]), flush=True)

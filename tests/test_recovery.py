@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,32 +16,25 @@ import pytest
 
 from benchmarks.recorded import account, read_record
 from benchmarks.recovery import DRAIN_S, Bench, suffer
-from cluster.local import LocalCluster, can_isolate, local_cluster
-from cluster.local import Settings as ClusterSettings
+from cluster.local import LocalCluster
 from cluster.storage import join, open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur.fit import fit
 from deblur.models.vgg import load_features
 from deblur.run import Run
 from deblur.train import open_dataset, parse
+from tests.clusters import ISOLATED, two_nodes
 from tests.datasets import write_dataset
 from tests.fault_proxy import FaultProxy, Plan
 from tests.ranks import run_ranks
 
 UPDATES = 200
-ISOLATED = can_isolate()
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    if not ISOLATED:
-        warnings.warn("no network namespaces here: nodes are processes of one host, no link is cut", stacklevel=1)
-    with pytest.MonkeyPatch.context() as patch:
-        # A node whose link is cut is missed after seconds instead of Ray's minute.
-        for name, value in {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "3"}.items():
-            patch.setenv(f"RAY_health_check_{name}", value)
-        with local_cluster(ClusterSettings(nodes=2, isolated=ISOLATED, drain_s=DRAIN_S)) as started:
-            yield started
+    with two_nodes(DRAIN_S) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +43,7 @@ def bench(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Be
     bench = Bench(cluster, write_dataset(open_store(folder / "data"), train=43), folder, UPDATES)
     # Undisturbed, and without Ray: two processes that talk through gloo.
     run_ranks(undisturbed_rank, 2, folder / "ranks", bench.flags, str(folder / "undisturbed"))
-    bench.reference = lambda: bench.generator("undisturbed")
+    bench.undisturbed = bench.generator("undisturbed")
     return bench
 
 
@@ -89,7 +81,7 @@ def test_a_rank_is_killed_and_later_a_node_is_taken_with_a_notice(bench: Bench) 
     counted = account(starts, bench.plan, bench.total)
     assert counted.ids_lost == counted.ids_repeated == 0
     assert starts[2].begin == starts[1].end + bench.plan.batch_size, "with the notice not one update is lost"
-    assert bench.generator("both") == bench.reference()
+    assert bench.generator("both") == bench.undisturbed
 
 
 @pytest.mark.soak
@@ -147,7 +139,7 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(bench: Bench) -> N
     assert "is writing this run; wait for its end or choose another --run" in log
     bench.wait(first)
     assert len(read_record(bench.record("two-writers"))) == 1
-    assert bench.generator("two-writers") == bench.reference()
+    assert bench.generator("two-writers") == bench.undisturbed
 
 
 # ---- storage that fails, between the nodes and a bucket
@@ -177,7 +169,7 @@ def test_one_request_in_twenty_fails_and_the_weights_are_the_same(
         remote = on_bucket(bench, bucket, s3_server, proxy, tmp_path)
         remote.wait(remote.submit("faulty"))
         assert sum(proxy.injected.values()) > 5
-    assert remote.generator("faulty") == bench.reference()
+    assert remote.generator("faulty") == bench.undisturbed
     assert remote.run("faulty").read_metrics()[-1]["storage_retries"] > 0
     assert len(read_record(remote.record("faulty"))) == 1
 
@@ -195,7 +187,7 @@ def test_storage_is_gone_for_twenty_seconds_and_training_waits(
     (start,) = read_record(remote.record("outage"))
     times = [line["time"] for line in start.lines]
     assert max(after - before for before, after in itertools.pairwise(times)) > 10, "it has waited"
-    assert remote.generator("outage") == bench.reference()
+    assert remote.generator("outage") == bench.undisturbed
 
 
 @pytest.mark.soak
@@ -214,6 +206,6 @@ def test_storage_is_gone_for_longer_than_the_limit_and_the_run_goes_on_when_it_i
     print(f"ended {time.monotonic() - before:.0f} s after the storage was gone")
     proxy.start()
     remote.wait(remote.submit("gone", "--storage-wait-s", "5"))
-    assert remote.generator("gone") == bench.reference()
+    assert remote.generator("gone") == bench.undisturbed
     counted = account(read_record(remote.record("gone")), remote.plan, remote.total)
     assert counted.ids_lost == counted.ids_repeated == 0

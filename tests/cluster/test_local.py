@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,22 +12,16 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
 
-from cluster.local import LocalCluster, Settings, can_isolate, find_processes, local_cluster
+from cluster.local import LocalCluster, find_processes
+from tests.clusters import ISOLATED, two_nodes
 
 REPOSITORY = Path(__file__).parents[2]
-ISOLATED = can_isolate()
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    if not ISOLATED:
-        warnings.warn("no network namespaces here: nodes share one address and no link is cut", stacklevel=1)
-    with pytest.MonkeyPatch.context() as patch:
-        # A node is missed after about two seconds instead of a minute.
-        for name, value in {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "2"}.items():
-            patch.setenv(f"RAY_health_check_{name}", value)
-        with local_cluster(Settings(nodes=2, isolated=ISOLATED, drain_s=5)) as started:
-            yield started
+    with two_nodes(drain_s=5) as started:
+        yield started
     assert not left_of(started.name)
 
 
