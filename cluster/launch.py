@@ -176,8 +176,9 @@ def _cause(error: WorkerGroupError | ControllerError) -> str:
     """The first cause in one line. Ranks that lost their peer fail as well: one that died says more."""
     if isinstance(error, ControllerError):
         return f"the ranks could not be started: {_first_line(error.controller_failure)}"
-    failures = sorted(error.worker_failures.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
-    rank, cause = failures[0]
+    # Ray 2.58 wraps the death of a rank; _raise_if_final needs no unwrapping: what a rank raised comes as it is.
+    causes = {rank: getattr(cause, "health_check_failure", cause) for rank, cause in error.worker_failures.items()}
+    rank, cause = min(causes.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
     return f"rank {rank} {'was lost' if isinstance(cause, RayActorError) else 'failed'}: {_first_line(cause)}"
 
 
