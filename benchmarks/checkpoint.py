@@ -115,7 +115,7 @@ def _turn(way: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints, 
                 checkpoints.wait()
     total_s = time.monotonic() - start
     checkpoints.wait()
-    return Turn(total_s, pack_s, checkpoints.upload_s)
+    return Turn(total_s, pack_s, checkpoints.uploads.seconds)
 
 
 def _batch(recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

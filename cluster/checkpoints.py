@@ -1,7 +1,7 @@
 """Checkpoints of a run: parts first, a small manifest last; without a manifest there is no checkpoint.
 
     checkpoints/{images_seen:012d}/PART ...      in any order
-    checkpoints/{images_seen:012d}/manifest.json {"images_seen", "score", "files": {PART: {"sha256", "bytes"}}}
+    checkpoints/{images_seen:012d}/manifest.json a Checkpoint as JSON, with sha256 and bytes of every part
 
 This module is the only one that writes, finds, verifies and removes them. Uploads run in a thread of their own beside
 training, one at a time; the store tries again what fails, and what it cannot do is raised at the next save or wait.
@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from cluster.errors import DamagedError, NotFound
@@ -26,11 +26,37 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: its manifest, and where its parts lie. `score` is None where nothing was measured."""
+    """A committed checkpoint: its manifest, and where its parts lie. `score` is None where nothing was measured.
+
+    `committed_at` is Unix time.
+    """
 
     images_seen: int
     score: float | None
     files: Mapping[str, Mapping[str, str | int]]
+    committed_at: float = 0.0
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all parts."""
+        return sum(int(file["bytes"]) for file in self.files.values())
+
+
+@dataclass
+class Uploads:
+    """What became of checkpoints in this process, and of the newest."""
+
+    committed: int = 0
+    failures: int = 0
+    """Uploads that were given up, and damaged ones that were found at the start."""
+    seconds: float = 0.0
+    size_bytes: int = 0
+    committed_at: float = 0.0
+    """In Unix time; 0 before the first."""
+
+    def newest_is(self, checkpoint: Checkpoint) -> None:
+        """Takes over what is known of the newest."""
+        self.size_bytes, self.committed_at = checkpoint.size_bytes, checkpoint.committed_at
 
 
 class Checkpoints:
@@ -42,14 +68,14 @@ class Checkpoints:
 
     def __init__(self, store: Store, keep: int = 2, may_commit: Callable[[], None] = lambda: None) -> None:
         self._store, self._keep, self._may_commit = store, keep, may_commit
-        self.upload_s = 0.0  # of the last one
+        self.uploads = Uploads()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
 
     def save(self, images_seen: int, parts: Mapping[str, bytes], score: float | None = None) -> None:
         """Starts an upload and returns. Raises what the upload before it raised."""
         self.wait()
-        self._upload = self._thread.submit(self._commit, images_seen, parts, score)
+        self._upload = self._thread.submit(self._counted, images_seen, parts, score)
 
     @property
     def uploading(self) -> bool:
@@ -85,6 +111,9 @@ class Checkpoints:
         for checkpoint in self.list():
             if found is None or checkpoint.images_seen > found[0].images_seen:
                 self._store.delete(f"{_folder(checkpoint.images_seen)}/{MANIFEST}")
+                self.uploads.failures += 1
+        if found:
+            self.uploads.newest_is(found[0])
         return found and found[0]
 
     def newest_part(self, name: str) -> bytes | None:
@@ -111,6 +140,13 @@ class Checkpoints:
             raise DamagedError(f"{join(self._store.url, key)}: its bytes are not those that were saved")
         return data
 
+    def _counted(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
+        try:
+            self._commit(images_seen, parts, score)
+        except Exception:
+            self.uploads.failures += 1
+            raise
+
     def _commit(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
         folder, start = _folder(images_seen), time.monotonic()
         self._may_commit()
@@ -119,10 +155,12 @@ class Checkpoints:
         for name, data in parts.items():
             self._store.put(f"{folder}/{name}", data)
         files = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in parts.items()}
-        manifest = {"images_seen": images_seen, "score": score, "files": files}
+        checkpoint = Checkpoint(images_seen, score, files, committed_at=time.time())
         self._may_commit()
-        self._store.put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
-        self.upload_s = time.monotonic() - start
+        self._store.put(f"{folder}/{MANIFEST}", json.dumps(asdict(checkpoint), indent=2).encode())
+        self.uploads.newest_is(checkpoint)
+        self.uploads.committed += 1
+        self.uploads.seconds = time.monotonic() - start
         self._remove_unfinished(folder)
         self._retain()
 

@@ -56,14 +56,17 @@ class _Group:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[None]:
-    """In the cluster of RAY_ADDRESS, or in one that is started on this machine and ends with the context."""
+def connected() -> Iterator[str]:
+    """In the cluster of RAY_ADDRESS, or in one that is started on this machine and ends with the context.
+
+    The address at which the cluster reaches this machine.
+    """
     if ray.is_initialized():
-        yield
+        yield ray.util.get_node_ip_address()
         return
     _connect()
     try:
-        yield
+        yield ray.util.get_node_ip_address()
     finally:
         ray.shutdown()  # and with it the ranks' last lines are printed
 
@@ -88,15 +91,15 @@ def _reconnect() -> None:
 
 
 def launch(
-    worker: Worker, config: Callable[[], dict[str, Any]], placement: Placement, progress: Callable[[], int]
+    worker: Worker, config: Callable[[int], dict[str, Any]], placement: Placement, progress: Callable[[], int]
 ) -> None:
     """Runs `worker(config, rank, sync)` on every rank, again and again until it returns True on the first rank.
 
-    It returns False to be started again with the nodes that are there then. `config` is asked for each group, and must
-    give plain values: they are written into Ray's own records. `progress` tells in any growing number how far the work
-    is committed: groups that fail are started again as long as it grows. Raises InputError where the cluster stays too
-    small for `wait_s`, what the worker raised where that is final, and Ray's error after `MAX_FAILURES` failures
-    without progress.
+    It returns False to be started again with the nodes that are there then. `config` is asked for each group, told how
+    many ranks are wanted, and must give plain values: they are written into Ray's own records. `progress` tells in any
+    growing number how far the work is committed: groups that fail are started again as long as it grows. Raises
+    InputError where the cluster stays too small for `wait_s`, what the worker raised where that is final, and Ray's
+    error after `MAX_FAILURES` failures without progress.
     """
     with connected():
         reached, failures, with_gpus = progress(), 0, False
@@ -104,7 +107,7 @@ def launch(
             group = _wait_for_nodes(placement, with_gpus)
             with_gpus = group.gpus_per_rank > 0
             try:
-                if _run_group(worker, config(), placement, group):
+                if _run_group(worker, config(placement.nodes * group.ranks_per_node), placement, group):
                     return
             except PreemptionError:
                 print("a node was taken away before the ranks could leave it; starting again", flush=True)
@@ -208,6 +211,7 @@ def _on_worker(settings: dict[str, Any]) -> bool:
         rank_of_node=context.get_local_rank(),
         ranks_per_node=context.get_local_world_size(),
         device=get_device(),
+        host=ray.util.get_node_ip_address(),
     )
     sync = ray_sync(room=lambda: _more_nodes(settings["placement"], nodes))
     return settings["worker"](settings["config"], rank, sync)

@@ -26,6 +26,8 @@ class Rank:
     rank_of_node: int = 0
     ranks_per_node: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    host: str = "127.0.0.1"
+    """Where others reach this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Record:
     """The work is done."""
     leave: str
     """Why the ranks end before it is, to be started again from this checkpoint; empty where they go on."""
+    notice: bool
+    """Whether it was heard just now that a node is going to be taken away."""
     updates_to_next: int
 
 
@@ -98,7 +102,8 @@ class Agenda:
         validate = done or (due and not noticed)  # it may take minutes
         report = validate or now - self._reported_at >= every.report_s
         by_time = now - self._saved_at >= every.checkpoint_s and not outlook.uploading
-        checkpoint = validate or by_time or (noticed and not self._warned)
+        notice = noticed and not self._warned
+        checkpoint = validate or by_time or notice
         leave = "" if done else self._leave(outlook, checkpoint, seconds_per_update)
         checkpoint = checkpoint or bool(leave)
         self._warned = noticed
@@ -115,6 +120,7 @@ class Agenda:
             checkpoint=checkpoint,
             stop=done,
             leave=leave,
+            notice=notice,
             updates_to_next=self._updates_to_next(images_seen, seconds_per_update),
         )
 
@@ -164,6 +170,14 @@ class Sync:
         if not self._alone:
             dist.all_reduce(values)
         return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks in their order, on every rank."""
+        if self._alone:
+            return [value]
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, value)
+        return found
 
     def copy_from_first(self, tensors: list[torch.Tensor]) -> None:
         """Overwrites the tensors with those of rank 0."""

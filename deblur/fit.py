@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import Diverged, InputError
+from cluster.exporter import Numbers
 from cluster.sync import Agenda, Intervals, Outlook, Rank, Record, Sync
 from deblur import randomness
 from deblur.data.loader import BadSamples, Batch, Dataset, batches
@@ -20,7 +21,7 @@ from deblur.quality import from_uint8
 from deblur.recipe import Recipe
 from deblur.run import Run
 from deblur.schedule import rate_at
-from deblur.telemetry import Meter, progress
+from deblur.telemetry import Meter, numbers_of, progress
 from deblur.validation import validate, write_sample
 
 MAX_NONFINITE_IN_A_ROW = 5
@@ -58,13 +59,14 @@ def fit(
     intervals: Intervals,
     threads: int = 2,
     max_bad_share: float = 0.01,
+    numbers: Numbers | None = None,
 ) -> bool:
     """Trains to the end of the recipe, going on from the run's newest checkpoint where there is one.
 
     Returns whether the end was reached: the ranks leave before it, with a checkpoint, when a node is going to be taken
     or the cluster has room for more of them. `features` on any device; `threads` decode pictures; `max_bad_share` of
-    the samples may fail to decode. Raises InputError for what the user can mend, and Diverged after several updates in
-    a row whose gradients were not finite.
+    the samples may fail to decode; `numbers` are kept up to date. Raises InputError for what the user can mend, and
+    Diverged after several updates in a row whose gradients were not finite.
     """
     plan = plan_of(recipe, dataset.index)
     total = total_images(recipe, plan)
@@ -81,36 +83,47 @@ def fit(
     agenda = Agenda(intervals, images_seen=images_seen, total_images=total, batch_size=plan.batch_size)
     bad, bad_validation = BadSamples(max_bad_share, plan.num_samples), BadSamples(1, 0)
     start = images_seen
-    meter = Meter(rank, images_seen, partial(_counters, dataset, bad))
     if rank.rank == 0:
-        run.resume_metrics(images_seen)
+        run.resume(images_seen, plan.batch_size)
+    counters, state = partial(_counters, dataset, bad), run.state if rank.rank == 0 else dict
+    meter = Meter(rank, images_seen, len(lanes), counters, state, numbers or numbers_of(run.name, str(rank.rank)))
     updates_to_meeting = 1
     with closing(batches(dataset, plan, lanes, recipe.data, images_seen, threads, bad)) as stream:
         for batch in meter.timed(stream):
             # One update of both networks.
             updater.set_rates(*_rates(recipe, images_seen, total))
             torch.manual_seed(randomness.dropout_seed(recipe.seed, images_seen, rank.rank))
-            meter.add(updater.update(*_to_device(batch, recipe, rank.device)))
+            meter.add(updater.update(*_to_device(batch, recipe, rank.device), meter.lap))
             images_seen += plan.batch_size
             updates_to_meeting -= 1
             if updates_to_meeting:
                 continue
 
             # The meeting: rank 0 decides, all do the same.
-            outlook = Outlook(sync.seconds_left(), run.checkpoints.upload_s, run.checkpoints.uploading, sync.room)
-            record: Record = sync.meet(partial(agenda.decide, images_seen, outlook))
-            updates_to_meeting = record.updates_to_next
             if (skipped := meter.nonfinite_in_a_row()) >= MAX_NONFINITE_IN_A_ROW:
                 raise Diverged(sync.meet(partial(_diverged, run, skipped)))
+            checkpoints = run.checkpoints
+            outlook = Outlook(sync.seconds_left(), checkpoints.uploads.seconds, checkpoints.uploading, sync.room)
+            record: Record = sync.meet(partial(agenda.decide, images_seen, outlook))
+            updates_to_meeting = record.updates_to_next
+            if rank.rank == 0:
+                run.reached(images_seen, noticed=record.notice)
             quality = {}
             if record.validate:
-                with meter.paused():
-                    quality = validate(updater.generator, dataset, rank, sync, threads, bad_validation)
-                    if rank.rank == 0:
-                        write_sample(updater.generator, dataset, run, rank, images_seen, bad_validation)
+                meter.mark("meeting")
+                quality = validate(updater.generator, dataset, rank, sync, threads, bad_validation)
+                if rank.rank == 0:
+                    write_sample(updater.generator, dataset, run, rank, images_seen, bad_validation)
+                meter.mark("validation")
             if record.report:
-                metrics = meter.report(images_seen, sync) | quality
-                metrics["epoch"] = images_seen // (plan.updates_per_epoch * plan.batch_size)
+                generator_rate, critic_rate = _rates(recipe, images_seen, total)
+                more = {
+                    "images_wanted": total,
+                    "epoch": images_seen // (plan.updates_per_epoch * plan.batch_size),
+                    "generator_rate": generator_rate,
+                    "critic_rate": critic_rate,
+                }
+                metrics = meter.report(images_seen, sync, more | quality)
                 bad.check(metrics["bad_samples"], images_seen - start)
                 if rank.rank == 0:
                     run.add_metrics(metrics)
@@ -121,9 +134,10 @@ def fit(
             if record.checkpoint and rank.rank == 0 and (not skipped or record.stop or record.leave):
                 run.write_metrics()
                 parts = checkpoint_parts(updater, recipe, images_seen)
-                run.checkpoints.save(images_seen, parts, quality.get("validation_psnr"))
+                checkpoints.save(images_seen, parts, quality.get("validation_psnr"))
             if record.leave and rank.rank == 0:
                 print(f"{run.name}: {record.leave}; the ranks leave at {images_seen:,} images", flush=True)
+            meter.mark("meeting")
             if record.stop or record.leave:
                 break
     run.checkpoints.wait()

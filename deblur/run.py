@@ -5,25 +5,34 @@
              checkpoints/     see cluster/checkpoints.py
              metrics.jsonl    one line per report
              samples/         {images_seen}.png, blurred | restored | sharp
+             history.json     how far any start came, and what befell it
+             targets.json     where the metrics of its processes are, for Prometheus
              lease/           see cluster/lease.py
 """
 
 import json
+import logging
 import math
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from cluster import exporter
 from cluster import lease as leases
 from cluster.checkpoints import Checkpoints
-from cluster.errors import InputError, NotFound
+from cluster.errors import FINAL, InputError, NotFound
 from cluster.lease import Lease
 from cluster.storage import Retry, Store, join, open_store
 from deblur import recipe as recipes
 from deblur.data import pictures
 from deblur.recipe import Recipe
+
+# A note that cannot be written is followed by another: none is worth waiting for.
+_NOTE = Retry(limit_s=5.0, stall_s=5.0)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,17 @@ class Origin:
 
     dataset: str
     features: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What befell a run in all its life. Updates lost are those that a later start had to make again."""
+
+    images_seen: int = 0
+    """The most that any start reached."""
+    restarts: int = 0
+    updates_lost: int = 0
+    preemption_notices: int = 0
 
 
 class Run:
@@ -44,6 +64,9 @@ class Run:
         self._may_write = (lambda: None) if lease is None else partial(leases.check, self.store, lease)
         self.checkpoints = Checkpoints(self.store, keep, self._may_write)
         self._lines: list[dict[str, Any]] = []
+        self.history = History()
+        self._notes, self._noting = ThreadPoolExecutor(1, thread_name_prefix="history"), Future[None]()
+        self._noting.set_result(None)
 
     def images_seen(self) -> int:
         """Of the newest committed checkpoint; 0 before the first."""
@@ -77,13 +100,25 @@ class Run:
         moved = [f"{k}: {old_origin.get(k)} -> {v}" for k, v in asdict(origin).items() if old_origin.get(k) != v]
         return recipes.difference(old, recipe) + moved
 
-    def resume_metrics(self, images_seen: int) -> None:
-        """Takes up the metrics of the run so far; lines of updates that were lost are dropped."""
+    def resume(self, images_seen: int, batch_size: int) -> None:
+        """Takes up the metrics and the history of the run, which goes on from `images_seen`.
+
+        Lines of updates that were lost are dropped.
+        """
         try:
             lines = self.store.get("metrics.jsonl").decode().splitlines()
         except NotFound:
             lines = []
         self._lines = [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
+        try:
+            old = History(**json.loads(self.store.get("history.json")))
+        except NotFound:
+            self.history = History(images_seen=images_seen)
+        else:
+            lost = max(0, old.images_seen - images_seen) // batch_size
+            restarts, updates_lost = old.restarts + 1, old.updates_lost + lost
+            self.history = replace(old, images_seen=images_seen, restarts=restarts, updates_lost=updates_lost)
+        self._note(self.history)
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """One more line; numbers that are not finite become null, which JSON knows."""
@@ -93,6 +128,39 @@ class Run:
         """Makes the lines so far visible. Object stores cannot append: the file is written whole."""
         self._may_write()
         self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+
+    def reached(self, images_seen: int, *, noticed: bool = False) -> None:
+        """Notes how far the run is, and a notice that a node is going to be taken; beside training."""
+        notices = self.history.preemption_notices + noticed
+        self.history = replace(self.history, images_seen=images_seen, preemption_notices=notices)
+        if self._noting.done():
+            self._noting = self._notes.submit(self._note, self.history)
+
+    def _note(self, history: History) -> None:
+        try:
+            self._may_write()
+            open_store(self.url, _NOTE).put("history.json", json.dumps(asdict(history), indent=2).encode())
+        except FINAL as error:
+            _log.warning("%s: what befell the run could not be noted: %s", self.url, error)
+
+    def state(self) -> dict[str, float]:
+        """Its newest checkpoint and its history, as metrics."""
+        uploads, history = self.checkpoints.uploads, self.history
+        state = {
+            "checkpoints": uploads.committed,
+            "checkpoint_failures": uploads.failures,
+            "checkpoint_upload_seconds": uploads.seconds,
+            "checkpoint_bytes": uploads.size_bytes,
+            "restarts": history.restarts,
+            "updates_lost": history.updates_lost,
+            "preemption_notices": history.preemption_notices,
+        }
+        return state | ({"checkpoint_timestamp_seconds": uploads.committed_at} if uploads.committed_at else {})
+
+    def write_targets(self, addresses: list[str]) -> None:
+        """Says where the processes of this run serve their metrics."""
+        self._may_write()
+        self.store.put("targets.json", exporter.targets(addresses, "deblur"))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines written so far."""

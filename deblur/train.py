@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from cluster import exporter, preflight
 from cluster import lease as leases
-from cluster import preflight
 from cluster.cache import Cache
 from cluster.errors import InputError, one_line_errors
+from cluster.exporter import Numbers
 from cluster.lease import Holder, Lease
 from cluster.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, read_url
@@ -34,6 +35,7 @@ from deblur.models.vgg import Features, digest, load_features
 from deblur.pack import pack_samples
 from deblur.recipe import Recipe
 from deblur.run import Origin, Run
+from deblur.telemetry import numbers_of
 
 MAX_VALIDATIONS = 100  # per run, where nothing else is said
 FIRST_ANSWER_S = 15.0  # what storage gets before a start, when a wrong address is likelier than a failure
@@ -78,6 +80,8 @@ class Settings:
     """How many gigabytes it may hold."""
     max_bad_share: float = 0.01
     """Share of samples that may fail to decode before the run ends; the one before takes the place of each."""
+    metrics_port: int = 9170
+    """Port of the driver's metrics; each rank of a node takes one of the next, for Prometheus. 0: none are served."""
     allow_recipe_change: bool = False
     """Go on with a run although its recipe or data differ now."""
     check: bool = False
@@ -95,6 +99,11 @@ class Settings:
             raise InputError(
                 f"--storage-wait-s is {self.storage_wait_s}; ranks take one for dead that is silent for "
                 f"{COLLECTIVE_TIMEOUT_S} s, so it must lie between 0 and {COLLECTIVE_TIMEOUT_S // 2}"
+            )
+        last = 65536 - exporter.PORTS
+        if self.metrics_port and not 1024 <= self.metrics_port <= last:
+            raise InputError(
+                f"--metrics-port is {self.metrics_port}; it must lie between 1024 and {last}, or be 0 for none"
             )
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
@@ -144,23 +153,32 @@ def train(settings: Settings) -> Run:
 
 
 def _start(settings: Settings, features: Features, holder: Holder) -> None:
+    numbers = numbers_of(Run(settings.run_url).name, "driver")
+    numbers.set("deblur_ranks_wanted", settings.nodes * (settings.ranks_per_node or 1))
     if _needs_ray(settings):
-        from cluster import launch  # a machine with one rank may lack Ray
-
-        def config_of_a_group() -> dict[str, Any]:
-            # A lease for each: ranks that were given up, but run on where nobody reaches them, can commit no more.
-            return _plain(settings) | {"lease": asdict(holder.renew())}
-
-        placement = _placement(settings)
-        run = Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s))
-        with launch.connected():
-            if settings.nodes > 1:
-                nodes_that_reach(settings.data, settings.runs, placement)
-            launch.launch(train_rank, config_of_a_group, placement, run.images_seen)
+        _launch(settings, holder, numbers)
     else:
         _log.warning("Ray is not installed: training one rank in this process")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        _fit(settings, holder.lease, features, Rank(device=device), Sync())
+        rank = Rank(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        with exporter.served(numbers, rank.host, settings.metrics_port) as driver:
+            _fit(settings, holder.lease, features, rank, Sync(), driver)
+
+
+def _launch(settings: Settings, holder: Holder, numbers: Numbers) -> None:
+    from cluster import launch  # a machine with one rank may lack Ray
+
+    placement = _placement(settings)
+    run = Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s))
+    with launch.connected() as host, exporter.served(numbers, host, settings.metrics_port) as driver:
+
+        def config_of_a_group(ranks_wanted: int) -> dict[str, Any]:
+            numbers.set("deblur_ranks_wanted", ranks_wanted)
+            # A lease for each: ranks that were given up, but run on where nobody reaches them, can commit no more.
+            return {"settings": _plain(settings), "lease": asdict(holder.renew()), "driver": driver}
+
+        if settings.nodes > 1:
+            nodes_that_reach(settings.data, settings.runs, placement)
+        launch.launch(train_rank, config_of_a_group, placement, run.images_seen)
 
 
 def _check(settings: Settings) -> None:
@@ -208,14 +226,14 @@ def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
 
 
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """What each rank does; `config` is what `_plain` wrote. Returns whether the end of the recipe was reached."""
-    lease = Lease(**config["lease"])
-    config = {name: value for name, value in config.items() if name != "lease"}
-    settings = Settings(**config | {"recipe": recipes.from_json(config["recipe"], "the driver")})
-    return _fit(settings, lease, _features(settings), rank, sync)
+    """What each rank does, with the plain values of `_launch`. Returns whether the end of the recipe was reached."""
+    plain = config["settings"]
+    settings = Settings(**plain | {"recipe": recipes.from_json(plain["recipe"], "the driver")})
+    return _fit(settings, Lease(**config["lease"]), _features(settings), rank, sync, config["driver"])
 
 
-def _fit(settings: Settings, lease: Lease, features: Features, rank: Rank, sync: Sync) -> bool:
+def _fit(settings: Settings, lease: Lease, features: Features, rank: Rank, sync: Sync, driver: str) -> bool:
+    """`driver` is where that one serves its metrics."""
     assert settings.data
     assert settings.validate_images
     retry = Retry(limit_s=settings.storage_wait_s)
@@ -224,17 +242,24 @@ def _fit(settings: Settings, lease: Lease, features: Features, rank: Rank, sync:
         limit_bytes = int(settings.cache_gb * 1e9)
         cache = Cache(dataset.store, settings.cache_dir, limit_bytes, version=dataset.index.digest)
         dataset = replace(dataset, cache=cache)
-    return fit(
-        settings.recipe,
-        dataset,
-        features,
-        rank,
-        sync,
-        Run(settings.run_url, settings.keep, lease=lease, retry=retry),
-        intervals=Intervals(validate_images=settings.validate_images, checkpoint_s=settings.checkpoint_s),
-        threads=settings.threads,
-        max_bad_share=settings.max_bad_share,
-    )
+    run = Run(settings.run_url, settings.keep, lease=lease, retry=retry)
+    numbers = numbers_of(run.name, str(rank.rank))
+    with exporter.served(numbers, rank.host, settings.metrics_port, 1 + rank.rank_of_node) as address:
+        addresses = [driver, *sync.gather(address)]
+        if rank.rank == 0:
+            run.write_targets([address for address in addresses if address])
+        return fit(
+            settings.recipe,
+            dataset,
+            features,
+            rank,
+            sync,
+            run,
+            intervals=Intervals(validate_images=settings.validate_images, checkpoint_s=settings.checkpoint_s),
+            threads=settings.threads,
+            max_bad_share=settings.max_bad_share,
+            numbers=numbers,
+        )
 
 
 def _features(settings: Settings) -> Features:

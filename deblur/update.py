@@ -132,25 +132,31 @@ class Updater:
         self.generator_adam.param_groups[0]["lr"] = generator_rate
         self.critic_adam.param_groups[0]["lr"] = critic_rate
 
-    def update(self, blurred: Tensor, sharp: Tensor, mixes: Tensor) -> Tensor:
+    def update(
+        self, blurred: Tensor, sharp: Tensor, mixes: Tensor, lap: Callable[[str], None] = lambda _: None
+    ) -> Tensor:
         """One update of both networks.
 
         blurred, sharp  [B, 3, H, W]                  RGB in [-1, 1], this rank's share
         mixes           [critic_updates, B, 1, 1, 1]  in [0, 1)
         returns         [len(TERMS)] on the device: this rank's sums over images x scale, so that the mean over ranks is
                         the mean over the batch; gradient norms and the non-finite flag are equal on all ranks
+        lap             is told "generator" or "critic" when a stretch of work for it has been given to the device
         """
         with self.autocast():
             restored = _full(self.generator(blurred))
+        lap("generator")
         all_norms = torch.zeros((), device=sharp.device)
         for mix in mixes:
             self.critic_adam.zero_grad()
             critic = critic_step(self.critic, self.loss, sharp, restored.detach(), mix, self.scale, self.autocast)
             critic_norm = _step(self.critic_adam)
             all_norms = all_norms + critic_norm
+        lap("critic")
         self.generator_adam.zero_grad()
         generator = generator_step(self.critic, self.loss, sharp, restored, self.features, self.scale, self.autocast)
         generator_norm = _step(self.generator_adam)
+        lap("generator")
         sums = [generator.content, generator.pixel, generator.adversarial]
         sums += [critic.penalty, critic.sharp_score, critic.restored_score]
         nonfinite = ~torch.isfinite(all_norms + generator_norm)  # any step that was skipped

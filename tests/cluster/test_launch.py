@@ -31,7 +31,7 @@ def two_cpus() -> Any:
 )
 def test_a_start_says_what_it_waits_for_and_ends_when_it_does_not_come(placement: Placement, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        launch.launch(damaged, dict, placement, progress=lambda: 0)
+        launch.launch(damaged, lambda _: {}, placement, progress=lambda: 0)
 
 
 def starts(folder: Path) -> int:
@@ -50,7 +50,7 @@ def damaged(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
 
 def test_an_error_that_no_restart_mends_ends_the_run_at_once_with_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"^train/000001\.tar: sample 7: its bytes are not those of the index$"):
-        launch.launch(damaged, lambda: {"folder": str(tmp_path)}, Placement(ranks_per_node=2), lambda: 0)
+        launch.launch(damaged, lambda _: {"folder": str(tmp_path)}, Placement(ranks_per_node=2), lambda: 0)
     assert starts(tmp_path) == 2, "one group of two ranks"
 
 
@@ -69,7 +69,7 @@ def test_ranks_that_die_or_leave_are_started_again_as_long_as_there_is_progress(
 ) -> None:
     monkeypatch.setattr(launch, "MAX_FAILURES", 1)
     config = {"folder": str(tmp_path), "deaths": 2, "leaves": 1}
-    launch.launch(dying, lambda: config, Placement(), progress=lambda: starts(tmp_path))
+    launch.launch(dying, lambda _: config, Placement(), progress=lambda: starts(tmp_path))
     assert starts(tmp_path) == 4
     out = capsys.readouterr().out
     assert out.count("rank 0 was lost: ") == 2
@@ -97,7 +97,7 @@ def test_ranks_that_die_while_they_are_started_keep_no_nodes(
 ) -> None:
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
     configs = iter([{"bomb": Bomb()}, {}])
-    launch.launch(fine, lambda: next(configs), Placement(wait_s=30), progress=lambda: 0)
+    launch.launch(fine, lambda _: next(configs), Placement(wait_s=30), progress=lambda: 0)
     assert "the ranks could not be started: ActorDiedError" in capsys.readouterr().out
 
 
@@ -105,7 +105,7 @@ def test_ranks_that_die_while_they_are_started_keep_no_nodes(
 def test_ranks_that_die_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "MAX_FAILURES", 1)
     with pytest.raises(ray.train.WorkerGroupError):
-        launch.launch(dying, lambda: {"folder": str(tmp_path), "deaths": 99}, Placement(), progress=lambda: 0)
+        launch.launch(dying, lambda _: {"folder": str(tmp_path), "deaths": 99}, Placement(), progress=lambda: 0)
     assert starts(tmp_path) == 2
 
 

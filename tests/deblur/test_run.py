@@ -1,0 +1,101 @@
+"""The history of a run: what befell it, over any number of starts."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from cluster.storage import open_store
+from deblur.run import History, Run
+
+
+def start(folder: Path, images_seen: int) -> Run:
+    """A start of the run from a checkpoint at so many images, in batches of 8."""
+    run = Run(str(folder / "run"))
+    run.resume(images_seen, batch_size=8)
+    return run
+
+
+def noted(run: Run) -> History:
+    run._noting.result()
+    return History(**json.loads(run.store.get("history.json")))
+
+
+def test_the_first_start_is_no_restart(tmp_path: Path) -> None:
+    assert noted(start(tmp_path, 0)) == History()
+
+
+def test_what_was_reached_and_not_saved_is_lost_and_adds_up(tmp_path: Path) -> None:
+    first = start(tmp_path, 0)
+    first.reached(40)
+    assert noted(first) == History(images_seen=40)
+    second = start(tmp_path, 24)
+    assert noted(second) == History(images_seen=24, restarts=1, updates_lost=2)
+    second.reached(32)
+    assert noted(second).images_seen == 32
+    assert noted(start(tmp_path, 24)) == History(images_seen=24, restarts=2, updates_lost=3)
+
+
+def test_a_start_from_the_last_update_loses_nothing(tmp_path: Path) -> None:
+    first = start(tmp_path, 0)
+    first.reached(40, noticed=True)
+    noted(first)
+    assert noted(start(tmp_path, 40)) == History(images_seen=40, restarts=1, preemption_notices=1)
+
+
+def test_a_note_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path, 0)
+
+    def refuse() -> None:
+        raise InputError("somebody else is writing this run")
+
+    monkeypatch.setattr(run, "_may_write", refuse)
+    with caplog.at_level(logging.WARNING):
+        run.reached(8)
+        run._noting.result()
+    assert "somebody else is writing this run" in caplog.text
+    assert noted(run).images_seen == 0
+    assert run.history.images_seen == 8
+
+
+def test_state_has_the_newest_checkpoint_also_before_one_is_written(tmp_path: Path) -> None:
+    run = start(tmp_path, 0)
+    assert "checkpoint_timestamp_seconds" not in run.state()
+    run.checkpoints.save(8, {"a": b"12345", "b": b"678"})
+    run.checkpoints.wait()
+    state = run.state()
+    assert (state["checkpoints"], state["checkpoint_bytes"]) == (1, 8)
+
+    again = Run(run.url)
+    assert again.checkpoints.resume()
+    assert again.state()["checkpoint_timestamp_seconds"] == state["checkpoint_timestamp_seconds"]
+    assert (again.state()["checkpoints"], again.state()["checkpoint_bytes"]) == (0, 8)
+
+
+def test_damaged_checkpoints_and_uploads_that_were_given_up_are_failures(tmp_path: Path) -> None:
+    run = start(tmp_path, 0)
+    run.checkpoints.save(8, {"a": b"12345"})
+    run.checkpoints.wait()
+    open_store(run.url).put("checkpoints/000000000008/a", b"54321")
+    again = Run(run.url)
+    assert again.checkpoints.resume() is None
+    assert again.state()["checkpoint_failures"] == 1
+
+    def refuse() -> None:
+        raise InputError("no longer yours")
+
+    again.checkpoints._may_commit = refuse
+    again.checkpoints.save(16, {"a": b"1"})
+    with pytest.raises(InputError, match="no longer yours"):
+        again.checkpoints.wait()
+    assert again.state()["checkpoint_failures"] == 2
+
+
+def test_targets_are_written_into_the_run(tmp_path: Path) -> None:
+    run = start(tmp_path, 0)
+    run.write_targets(["127.0.0.1:9170"])
+    assert json.loads(run.store.get("targets.json"))[0]["targets"] == ["127.0.0.1:9170"]
