@@ -65,8 +65,9 @@ class Run:
         self.checkpoints = Checkpoints(self.store, keep, self._may_write)
         self._lines: list[dict[str, Any]] = []
         self.history = History()
-        self._notes, self._noting = ThreadPoolExecutor(1, thread_name_prefix="history"), Future[None]()
-        self._noting.set_result(None)
+        self._notes = open_store(url, _NOTE)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
+        self._noting: Future[None] | None = None
 
     def images_seen(self) -> int:
         """Of the newest committed checkpoint; 0 before the first."""
@@ -110,37 +111,34 @@ class Run:
         except NotFound:
             lines = []
         self._lines = [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
-        try:
-            old = History(**json.loads(self.store.get("history.json")))
-        except NotFound:
-            self.history = History(images_seen=images_seen)
-        else:
+        old = self._old_history()
+        if old:
             lost = max(0, old.images_seen - images_seen) // batch_size
-            restarts, updates_lost = old.restarts + 1, old.updates_lost + lost
-            self.history = replace(old, images_seen=images_seen, restarts=restarts, updates_lost=updates_lost)
+            old = replace(old, restarts=old.restarts + 1, updates_lost=old.updates_lost + lost)
+        self.history = replace(old or History(), images_seen=images_seen)
         self._note(self.history)
 
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """One more line; numbers that are not finite become null, which JSON knows."""
-        self._lines.append({k: None if _not_finite(v) else v for k, v in metrics.items()})
-
-    def write_metrics(self) -> None:
-        """Makes the lines so far visible. Object stores cannot append: the file is written whole."""
-        self._may_write()
-        self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+    def _old_history(self) -> History | None:
+        try:
+            return History(**json.loads(self.store.get("history.json")))
+        except NotFound:
+            return None
+        except (ValueError, TypeError) as error:
+            _log.warning("%s: unreadable, the history begins again: %s", join(self.url, "history.json"), error)
+            return None
 
     def reached(self, images_seen: int, *, noticed: bool = False) -> None:
         """Notes how far the run is, and a notice that a node is going to be taken; beside training."""
         notices = self.history.preemption_notices + noticed
         self.history = replace(self.history, images_seen=images_seen, preemption_notices=notices)
-        if self._noting.done():
-            self._noting = self._notes.submit(self._note, self.history)
+        if self._noting is None or self._noting.done():
+            self._noting = self._thread.submit(self._note, self.history)
 
     def _note(self, history: History) -> None:
+        # No commit: nothing depends on it, and the next note of the run's holder replaces that of another.
         try:
-            self._may_write()
-            open_store(self.url, _NOTE).put("history.json", json.dumps(asdict(history), indent=2).encode())
-        except FINAL as error:
+            self._notes.put("history.json", json.dumps(asdict(history), indent=2).encode())
+        except (*FINAL, OSError) as error:
             _log.warning("%s: what befell the run could not be noted: %s", self.url, error)
 
     def state(self) -> dict[str, float]:
@@ -161,6 +159,15 @@ class Run:
         """Says where the processes of this run serve their metrics."""
         self._may_write()
         self.store.put("targets.json", exporter.targets(addresses, "deblur"))
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """One more line; numbers that are not finite become null, which JSON knows."""
+        self._lines.append({k: None if _not_finite(v) else v for k, v in metrics.items()})
+
+    def write_metrics(self) -> None:
+        """Makes the lines so far visible. Object stores cannot append: the file is written whole."""
+        self._may_write()
+        self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines written so far."""
