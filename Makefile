@@ -1,22 +1,32 @@
 # make demo   sets everything up, trains on the sample photographs for some minutes, draws runs/demo/report.png
 # make test   sets everything up, checks style, runs the quick tests
 # make soak   the tests that take minutes
+# make monitor RUN=runs/demo   a Prometheus on this machine that watches a run, with our alerts
 # make gpu    the tests that need GPUs, in the Python that has them
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test soak gpu lint format constraints clean
+.PHONY: demo test soak monitor prometheus gpu lint format constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m deblur.demo
 
-test: lint
+test: lint prometheus
 	$(BIN)/python -m pytest
 
-soak: $(READY)
+soak: $(READY) prometheus
 	$(BIN)/python -m pytest -m soak
+
+monitor: $(READY)
+	$(BIN)/python k8s/monitoring/local.py $(RUN)
+
+# The tests ask a real Prometheus and its promtool; Debian and Ubuntu have both in one package.
+prometheus:
+	@command -v promtool >/dev/null || { echo "installing the package prometheus"; \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } || \
+	  { echo "promtool is missing: install Prometheus (as root on Debian: apt-get install prometheus)"; exit 1; }
 
 gpu:
 	$(PYTHON) -m pytest -m gpu

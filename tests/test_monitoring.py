@@ -1,0 +1,193 @@
+"""A real Prometheus watches a real run: every query of the dashboards and every alert, and a rank that is lost.
+
+The run has two ranks on two nodes, in network namespaces where this machine permits them. What Prometheus says is
+compared with what the ranks themselves wrote down.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.recorded import read_record
+from benchmarks.recovery import DRAIN_S, Bench
+from cluster.storage import join, open_store
+from deblur.telemetry import TABLE
+from tests.clusters import two_nodes
+from tests.datasets import write_dataset
+from tests.k8s.queries import expressions
+
+MONITORING = Path(__file__).parents[1] / "k8s/monitoring"
+WINDOW_S = 20
+# Without a GPU there is no memory of one.
+EMPTY_WITHOUT_GPU = "deblur_device_memory_bytes"
+
+
+class Prometheus:
+    """The API of a server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The series of an instant query. Raises AssertionError where the server does not take it."""
+        values = {"query": expression} | ({"time": str(at)} if at else {})
+        try:
+            answer = urllib.request.urlopen(f"{self.url}/api/v1/query?{urllib.parse.urlencode(values)}", timeout=30)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{expression}: {error.read().decode()}") from error
+        result = json.load(answer)["data"]["result"]
+        assert isinstance(result, list), expression
+        return result
+
+    def value(self, expression: str, at: float | None = None) -> float | None:
+        """The value of a query of one series; None where it has none."""
+        found = self.ask(expression, at)
+        assert len(found) <= 1, found
+        return float(found[0]["value"][1]) if found else None
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("monitoring")
+    with two_nodes(DRAIN_S) as cluster:
+        # Longer than the tests take; the cluster ends it.
+        yield Bench(cluster, write_dataset(open_store(folder / "data"), train=43), folder, updates=100_000)
+
+
+@pytest.fixture(scope="module")
+def prometheus(bench: Bench) -> Iterator[Prometheus]:
+    """Started as `make monitor` does, before the run has begun."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, MONITORING / "local.py", join(bench.folder, "seen"), "--port", str(port)]
+    with subprocess.Popen([*command, "--scrape-s", "1"]) as process:
+        prometheus = Prometheus(f"http://127.0.0.1:{port}")
+        wait_until(lambda: answers(prometheus))
+        yield prometheus
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def job(bench: Bench, prometheus: Prometheus) -> str:
+    """The run, as soon as there is something of everything to be seen."""
+    job = bench.submit("seen", "--validate-images", "800", "--checkpoint-s", "8")
+    bench.wait_for_update("seen", job, 200)
+    wait_until(lambda: prometheus.value("deblur_checkpoints_total") and prometheus.ask("deblur_validation_ssim"))
+    time.sleep(WINDOW_S)
+    return job
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.3)
+
+
+def answers(prometheus: Prometheus) -> bool:
+    try:
+        return bool(prometheus.ask("vector(1)"))
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["deblur-training", "deblur-search"])
+def test_every_panel_has_data(prometheus: Prometheus, job: str, name: str) -> None:
+    dashboard = json.loads((MONITORING / f"{name}.json").read_text())
+    asked = expressions(dashboard, rate_interval=f"{WINDOW_S}s")
+    assert len(asked) > 5
+    empty = {title for title, expression in asked if not prometheus.ask(expression)}
+    without_gpu = {title for title, expression in asked if EMPTY_WITHOUT_GPU in expression}
+    assert empty == without_gpu
+
+
+def test_every_alert_is_understood_and_none_fires_on_a_healthy_run(prometheus: Prometheus, job: str) -> None:
+    rules = [rule for group in rule_groups() for rule in group["rules"]]
+    for rule in rules:
+        prometheus.ask(rule["expr"])
+    loaded = json.load(urllib.request.urlopen(f"{prometheus.url}/api/v1/rules"))["data"]["groups"]
+    states = {rule["name"]: (rule["health"], rule["state"]) for group in loaded for rule in group["rules"]}
+    assert states.keys() == {rule["alert"] for rule in rules}
+    assert {name for name, (health, _) in states.items() if health != "ok"} == set()
+    assert {name for name, (_, state) in states.items() if state == "firing"} == set()
+
+
+def rule_groups() -> list[dict[str, Any]]:
+    return yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]["groups"]
+
+
+def test_every_metric_is_there_and_named_as_prometheus_wants_it(prometheus: Prometheus, bench: Bench, job: str) -> None:
+    found = {series["metric"]["__name__"] for series in prometheus.ask('{__name__=~"deblur_.*"}')}
+    assert found == {metric.name for metric in TABLE} - {EMPTY_WITHOUT_GPU}
+    for address in addresses(bench):
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read()
+        lint = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+        assert (lint.returncode, lint.stdout + lint.stderr) == (0, b"")
+
+
+def addresses(bench: Bench) -> list[str]:
+    return json.loads(bench.run("seen").store.get("targets.json"))[0]["targets"]
+
+
+def test_the_driver_and_both_ranks_are_scraped(prometheus: Prometheus, bench: Bench, job: str) -> None:
+    found = {(series["metric"]["instance"], series["value"][1]) for series in prometheus.ask('up{job="deblur"}')}
+    assert found == {(address, "1") for address in addresses(bench)}
+    ranks = {series["metric"]["rank"] for series in prometheus.ask('{__name__=~"deblur_.*", run="seen"}')}
+    assert ranks == {"driver", "0", "1"}
+
+
+def test_images_per_second_are_those_that_the_ranks_consumed(prometheus: Prometheus, bench: Bench, job: str) -> None:
+    at = time.time()
+    told = prometheus.value(f"sum(rate(deblur_images_total[{WINDOW_S}s]))", at)
+    lines = read_record(bench.record("seen"))[-1].lines
+    consumed = sum(len(line["positions"]) for line in lines if at - WINDOW_S < line["time"] <= at)
+    assert told == pytest.approx(consumed / WINDOW_S, rel=0.1)
+
+
+def test_the_time_of_a_rank_is_shared_out_whole(prometheus: Prometheus, job: str) -> None:
+    shares = prometheus.ask(f"sum by (rank) (rate(deblur_update_seconds_total[{WINDOW_S}s]))")
+    assert len(shares) == 2
+    # The rest is what no part claims: counting, and handing over to the device.
+    assert all(0.85 < float(share["value"][1]) < 1.1 for share in shares), shares
+
+
+def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
+    prometheus: Prometheus, bench: Bench, job: str
+) -> None:
+    run, before = bench.run("seen"), time.time()
+    assert prometheus.value("max(deblur_restarts_total)") == prometheus.value("max(deblur_updates_lost_total)") == 0
+    # So late after a checkpoint that something is lost.
+    wait_until(lambda: json.loads(run.store.get("history.json"))["images_seen"] > run.images_seen() + 40)
+    (start,) = read_record(bench.record("seen"))
+    os.kill(start.pids[1], signal.SIGKILL)
+    wait_until(lambda: prometheus.value("max(deblur_restarts_total)") == 1)
+    first, second = read_record(bench.record("seen"))
+    lost = (first.end - second.begin) // bench.plan.batch_size + 1
+    told = prometheus.value("max(deblur_updates_lost_total)")
+    assert told is not None
+    # The ranks meet every three seconds, of about 20 updates each; what came after the last meeting is not known.
+    assert lost - 120 < told <= lost
+    assert told > 0
+
+    wait_until(lambda: prometheus.value("sum(rate(deblur_images_total[10s]))"))
+    span = f"{time.time() - before + 10:.0f}s"
+    for metric in (metric.name for metric in TABLE if metric.kind == "counter"):
+        for series in prometheus.ask(f"min_over_time(rate({metric}[10s])[{span}:1s])"):
+            assert float(series["value"][1]) >= 0, series
+    assert prometheus.value("max(deblur_ranks_present)") == 2
+    up = prometheus.value(f"changes(max(deblur_restarts_total)[{span}:1s])")
+    assert up == 1, "one restart is one step, whichever process tells of it"
