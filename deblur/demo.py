@@ -15,11 +15,11 @@ import tyro
 from cluster.errors import one_line_errors
 from cluster.storage import join
 from deblur import recipe as recipes
+from deblur.curves import report_png
 from deblur.data import pictures
 from deblur.data.loader import pairs_of
 from deblur.evaluate import evaluate
 from deblur.recipe import Recipe
-from deblur.report import draw_report
 from deblur.restore import load_model
 from deblur.tiles import restore_picture
 from deblur.train import Settings, open_dataset, packed_samples, train
@@ -57,8 +57,9 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
         (f"restored, {score.restored_psnr:.2f} dB", restored),
         ("sharp", sharp),
     ]
-    title = f"{key}, held out; {run.read_metrics()[-1]['images_seen']:,} crops of other photographs seen"
-    draw_report(run.read_metrics(), strip, Path(run.url) / "report.png", title)
+    metrics = run.read_metrics()
+    title = f"{key}, held out; {metrics[-1]['images_seen']:,} crops of other photographs seen"
+    run.store.put("report.png", report_png({run.name: metrics}, {run.name: strip}, title))
     return {
         "blurred_psnr": round(score.blurred_psnr, 3),
         "restored_psnr": round(score.restored_psnr, 3),

@@ -1,159 +1,188 @@
-"""Draws a run: python -m deblur.report RUN [--out FILE.png]
+"""Draws runs: python -m deblur.report RUN... [--out FOLDER]
 
-Losses, validation PSNR beside the blurred pictures' own, and the newest sample with an enlarged detail, in one picture.
+Losses, validation PSNR beside the blurred pictures' own, throughput and samples: report.html, one file that needs no
+other, and report.png. Several runs are compared on one page. Reports of one run lie in it unless --out says otherwise,
+those of several in the working folder.
 """
 
+import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+import PIL.Image
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cluster.errors import InputError, NotFound, one_line_errors
-from cluster.storage import Store, join, open_store
+from cluster.storage import join, open_store
+from deblur.curves import PANELS, Metrics, Strip, detail_of, panel_svg, report_png
 from deblur.data import pictures
+from deblur.run import Run
 
-Metrics = Sequence[dict[str, Any]]
-Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all of one size
-
-# Okabe and Ito's colours, told apart with any colour vision; line styles tell them apart in grey.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-_GENERATOR_TERMS = (("content", _BLUE, "-"), ("pixel", _ORANGE, "--"))
-_CRITIC_TERMS = (("wasserstein", _BLUE, "-"), ("adversarial", _ORANGE, "--"), ("penalty", _GREEN, ":"))
-_WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 3.4, 110
-_FEW = 20  # points of a curve that are drawn as such
-_DETAIL_SHARE = 0.25  # side of the detail as a share of the shorter side
+_LABELS = ("blurred", "restored", "sharp")
+_SHOWN = 3  # samples over the course of a run
+_WIDEST = 640  # pixels of a picture on the page
+_COUNTS = ("restarts", "updates_lost", "bad_samples", "storage_retries")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    run: tyro.conf.Positional[str]
-    """A run: folder or s3:// URL."""
-    out: Path | None = None
-    """PNG to write; else report.png in the run."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Runs: folders or s3:// URLs."""
+    out: str | None = None
+    """Folder or s3:// URL for report.html and report.png."""
 
 
-def draw_report(metrics: Metrics, strip: Strip, out: Path, title: str) -> None:
-    """Writes one PNG: curves over images seen, the pictures of the strip, and the same detail of each, enlarged.
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a run tells of itself."""
 
-    metrics  lines of metrics.jsonl; a line may lack keys, or hold null for a number that was not finite
-    strip    (label, uint8 RGB [H, W, 3]) of one size, the sharp picture last; may be empty
-    """
-    open_store(out.parent).put(out.name, report_png(metrics, strip, title))
+    metrics: Metrics
+    recipe: Mapping[str, Any]
+    samples: Mapping[int, Strip]
+    """By images seen; some over its course, the newest last."""
 
-
-def report_png(metrics: Metrics, strip: Strip, title: str) -> bytes:
-    """What `draw_report` writes."""
-    shape = strip[0][1].shape if strip else (0, 1)
-    column_inches = _WIDTH_INCHES / max(1, len(strip))
-    heights = [_CURVES_INCHES, column_inches * shape[0] / shape[1], column_inches] if strip else [_CURVES_INCHES]
-    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.8), dpi=_DPI, layout="constrained")
-    figure.suptitle(title)
-    rows = figure.subfigures(2 if strip else 1, height_ratios=[heights[0], sum(heights[1:])][: 2 if strip else 1])
-    _draw_curves(rows[0] if strip else rows, metrics)
-    if strip:
-        _draw_strip(rows[1].subplots(2, len(strip), squeeze=False, height_ratios=heights[1:]), strip)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    return png.getvalue()
+    @property
+    def newest(self) -> Strip:
+        return self.samples[max(self.samples)] if self.samples else []
 
 
-def _draw_curves(row: Any, metrics: Metrics) -> None:
-    generator, critic, quality = row.subplots(1, 3)
-    for name, colour, style in _GENERATOR_TERMS:
-        _curve(generator, metrics, name, name, colour, style)
-    generator.set(title="what the generator lowers", ylabel="loss, unweighted", yscale="log")
-    for name, colour, style in _CRITIC_TERMS:
-        _curve(critic, metrics, name, name, colour, style)
-    critic.set(title="critic and generator", ylabel="score, unweighted")
-    _curve(quality, metrics, "validation_psnr", "restored", _BLUE, "-")
-    _curve(quality, metrics, "validation_blurred_psnr", "blurred, as it came", _GREY, "--")
-    quality.set(title="validation", ylabel="PSNR in dB")
-    for axes in (generator, critic, quality):
-        axes.set_xlabel("images seen")
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-        else:
-            axes.text(0.5, 0.5, "nothing reported yet", transform=axes.transAxes, ha="center")
-
-
-def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, style: str) -> None:
-    """One curve of the lines that have the key."""
-    points = [(line["images_seen"], line[key]) for line in metrics if line.get(key) is not None]
-    if points:
-        marker = "o" if len(points) <= _FEW else ""  # a line of one point would not be seen
-        axes.plot(*zip(*points, strict=True), label=label, color=colour, linestyle=style, marker=marker, markersize=4)
-
-
-def _draw_strip(axes: np.ndarray, strip: Strip) -> None:
-    """Pictures above, details below."""
-    top, left, side = _detail(strip[-1][1])
-    for (label, picture), whole, detail in zip(strip, *axes, strict=True):
-        whole.imshow(picture)
-        whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=2.5))
-        whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="black", linewidth=1))
-        whole.set_title(label)
-        detail.imshow(picture[top : top + side, left : left + side], interpolation="nearest")
-        for panel in (whole, detail):
-            panel.set_xticks([])
-            panel.set_yticks([])
-
-
-def _detail(sharp: np.ndarray) -> tuple[int, int, int]:
-    """Top, left and side of the square with most contrast in a picture [H, W, 3]: where blur shows."""
-    height, width = sharp.shape[:2]
-    side = max(1, round(min(height, width) * _DETAIL_SHARE))
-    grey = sharp.astype(np.float32).mean(axis=2)
-    edges = np.hypot(*np.gradient(grey)) if min(height, width) > 1 else grey
-    corners = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
-    top, left = max(corners, key=lambda corner: edges[corner[0] :, corner[1] :][:side, :side].mean())
-    return top, left, side
-
-
-def read_metrics(store: Store) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl. Raises InputError naming the place."""
-    place = join(store.url, "metrics.jsonl")
+def read(url: str) -> Told:
+    """All that a report shows of a run. Raises InputError naming the place."""
+    run = Run(url)
     try:
-        return [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
-    except NotFound as error:
-        raise InputError(f"{place}: not there; name a run that has reported at least once") from error
-    except ValueError as error:
-        raise InputError(f"{place}: not one JSON object per line ({error})") from error
+        recipe = json.loads(run.store.get("recipe.json"))
+    except NotFound:
+        recipe = {}
+    return Told(metrics=run.read_metrics(), recipe=_flat(recipe), samples=_samples(run))
 
 
-def newest_sample(store: Store) -> Strip:
-    """The newest of a run's samples, cut into its three pictures; empty where there is none."""
-    keys = [key for key in store.list("samples/") if Path(key).stem.isdecimal() and key.endswith(".png")]
-    if not keys:
-        return []
-    newest = max(keys, key=lambda key: int(Path(key).stem))
-    picture = pictures.decode(store.get(newest), join(store.url, newest))
-    return list(zip(("blurred", "restored", "sharp"), np.split(picture, 3, axis=1), strict=True))
+def page(runs: Mapping[str, Told]) -> str:
+    """The HTML page of runs by their names."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deblur", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    metrics = {name: told.metrics for name, told in runs.items()}
+    return environment.get_template("report.html.j2").render(
+        title=_title(runs),
+        results={name: results(told.metrics) for name, told in runs.items()},
+        # matplotlib escapes the names in it.
+        curves=[(panel.title, jinja2.utils.markupsafe.Markup(panel_svg(panel, metrics))) for panel in PANELS],
+        samples={name: [_shown(seen, strip) for seen, strip in told.samples.items()] for name, told in runs.items()},
+        recipes=differences({name: told.recipe for name, told in runs.items()}),
+    )
+
+
+def results(metrics: Metrics) -> dict[str, str]:
+    """What a run has reached, by the words for it."""
+    last = metrics[-1]
+    validations = [line for line in metrics if line.get("validation_psnr") is not None]
+    speeds = [line["images_per_second"] for line in metrics if line.get("images_per_second") is not None]
+    found = {"images seen": f"{last['images_seen']:,}"}
+    if validations:
+        newest, best = validations[-1], max(validations, key=lambda line: line["validation_psnr"])
+        blurred = newest["validation_blurred_psnr"]
+        found |= {
+            "PSNR, newest": f"{newest['validation_psnr']:.2f} dB",
+            "PSNR, best": f"{best['validation_psnr']:.2f} dB at {best['images_seen']:,} images",
+            "PSNR of the blurred": f"{blurred:.2f} dB",
+            "gain": f"{newest['validation_psnr'] - blurred:+.2f} dB",
+            "SSIM": f"{newest['validation_ssim']:.4f} ({newest['validation_blurred_ssim']:.4f} blurred)",
+        }
+    if speeds:
+        found["images/s, median"] = f"{np.median(speeds):.1f}"
+    found |= {name.replace("_", " "): f"{last[name]:,}" for name in _COUNTS if last.get(name) is not None}
+    skipped = sum(line.get("nonfinite") or 0 for line in metrics)
+    return found | {"updates not finite": f"{skipped:.0f}"}
+
+
+def differences(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Settings by name, each by run: of several runs those alone that are not the same in all."""
+    names = {setting: None for recipe in recipes.values() for setting in recipe}
+    table = {name: {run: str(recipe.get(name, "")) for run, recipe in recipes.items()} for name in names}
+    return {name: row for name, row in table.items() if len(recipes) == 1 or len(set(row.values())) > 1}
+
+
+def _title(runs: Mapping[str, Told]) -> str:
+    return " and ".join(runs)
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss": {"objective": x}} as {"loss.objective": x}."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _samples(run: Run) -> dict[int, Strip]:
+    """Some of a run's samples, evenly over its course, each cut into its three pictures."""
+    keys = {
+        int(Path(key).stem): key
+        for key in run.store.list("samples/")
+        if Path(key).stem.isdecimal() and key.endswith(".png")
+    }
+    seen = sorted(keys)
+    chosen = {seen[nth] for nth in np.linspace(0, len(seen) - 1, min(_SHOWN, len(seen))).round().astype(int)}
+    return {nth: _strip(run, keys[nth]) for nth in sorted(chosen)}
+
+
+def _strip(run: Run, key: str) -> Strip:
+    picture = pictures.decode(run.store.get(key), join(run.url, key))
+    return list(zip(_LABELS, np.split(picture, 3, axis=1), strict=True))
+
+
+def _shown(images_seen: int, strip: Strip) -> dict[str, Any]:
+    """A sample as the template wants it: pictures and the same detail of each."""
+    top, left, side = detail_of(strip[-1][1])
+    return {
+        "images_seen": f"{images_seen:,}",
+        "pictures": [
+            (label, _inline(picture), _inline(picture[top : top + side, left : left + side]))
+            for label, picture in strip
+        ],
+    }
+
+
+def _inline(picture: np.ndarray) -> str:
+    """A picture as the source of an image, no wider than a page shows it."""
+    image, jpeg = PIL.Image.fromarray(picture), io.BytesIO()
+    if image.width > _WIDEST:
+        image = image.resize((_WIDEST, round(image.height * _WIDEST / image.width)), PIL.Image.Resampling.LANCZOS)
+    image.save(jpeg, "JPEG", quality=90, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
+
+
+def _names(urls: Sequence[str]) -> list[str]:
+    """A short name for each run: the last part of its URL, and more of it where that is not enough."""
+    parts = [Run(url).url.rstrip("/").split("/") for url in urls]
+    if len({tuple(part) for part in parts}) < len(parts):
+        raise InputError(f"a run was named twice: {' '.join(urls)}")
+    length = 1
+    while len({tuple(part[-length:]) for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
 
 
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.report")
-        store = open_store(settings.run)
-        title = store.url.rpartition("/")[2]
-        png = report_png(read_metrics(store), newest_sample(store), title)
-        target = open_store(settings.out.parent) if settings.out else store
-        name = settings.out.name if settings.out else "report.png"
-        target.put(name, png)
-        print(join(target.url, name))
+        if not settings.runs:
+            raise InputError("no run was named; for instance: python -m deblur.report runs/demo")
+        runs = {name: read(url) for name, url in zip(_names(settings.runs), settings.runs, strict=True)}
+        store = open_store(settings.out or (settings.runs[0] if len(runs) == 1 else "."))
+        metrics, newest = ({name: getattr(told, of) for name, told in runs.items()} for of in ("metrics", "newest"))
+        for name, data in (
+            ("report.html", page(runs).encode()),
+            ("report.png", report_png(metrics, newest, _title(runs))),
+        ):
+            store.put(name, data)
+            print(join(store.url, name))
 
 
 if __name__ == "__main__":

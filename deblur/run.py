@@ -170,8 +170,17 @@ class Run:
         self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines written so far."""
-        return [json.loads(line) for line in self.store.get("metrics.jsonl").decode().splitlines()]
+        """All lines written so far. Raises InputError naming the place where there are none."""
+        place = join(self.url, "metrics.jsonl")
+        try:
+            lines = [json.loads(line) for line in self.store.get("metrics.jsonl").decode().splitlines()]
+        except NotFound as error:
+            raise InputError(f"{place}: not there; name a run that has reported at least once") from error
+        except ValueError as error:
+            raise InputError(f"{place}: not one JSON object per line ({error})") from error
+        if not lines:
+            raise InputError(f"{place}: empty; name a run that has reported at least once")
+        return lines
 
     def write_sample(self, images_seen: int, blurred: np.ndarray, restored: np.ndarray, sharp: np.ndarray) -> None:
         """One PNG with the three uint8 [H, W, 3] side by side."""

@@ -1,0 +1,172 @@
+"""Draws what runs wrote of themselves: curves over images seen, and pictures with an enlarged detail."""
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+Metrics = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl; keys may be missing, numbers that were not finite null
+Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all of one size, the sharp picture last
+
+# Okabe and Ito's colours, told apart with any colour vision; line styles tell them apart in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_STYLES = ("-", "--", ":")
+_WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 6.4, 100
+_FEW = 20  # points of a curve that are drawn as such
+_MANY = 1000  # points beyond which a curve is drawn by means
+_DETAIL_SHARE = 0.25  # side of the detail as a share of the shorter side
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes; `curves` are keys of metrics with their labels."""
+
+    title: str
+    unit: str
+    curves: Mapping[str, str]
+    logarithmic: bool = False
+
+
+PANELS = (
+    Panel("what the generator lowers", "loss, unweighted", {"content": "content", "pixel": "pixel"}, logarithmic=True),
+    Panel(
+        "critic and generator",
+        "score, unweighted",
+        {"wasserstein": "wasserstein", "adversarial": "adversarial", "penalty": "penalty"},
+    ),
+    Panel(
+        "validation",
+        "PSNR in dB",
+        {"validation_psnr": "restored", "validation_blurred_psnr": "blurred, as it came"},
+    ),
+    Panel("throughput", "images per second", {"images_per_second": "all ranks"}),
+)
+
+
+def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: str) -> bytes:
+    """One PNG: all panels with the curves of each run, and the pictures of each with the same detail enlarged.
+
+    A strip may be empty.
+    """
+    shown = {name: strip for name, strip in strips.items() if strip}
+    inches = [_CURVES_INCHES, *(_strip_inches(strip) for strip in shown.values())]
+    figure = Figure(figsize=(_WIDTH_INCHES, sum(inches) + 0.8), dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    rows = np.atleast_1d(figure.subfigures(len(inches), height_ratios=inches))
+    for panel, axes in zip(PANELS, rows[0].subplots(2, 2).flat, strict=True):
+        draw_panel(axes, panel, runs)
+    for row, (name, strip) in zip(rows[1:], shown.items(), strict=True):
+        if len(shown) > 1:
+            row.suptitle(name)
+        _draw_strip(row.subplots(2, len(strip), squeeze=False, height_ratios=_heights(strip)), strip)
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    return png.getvalue()
+
+
+def panel_svg(panel: Panel, runs: Mapping[str, Metrics]) -> str:
+    """One panel as an SVG element, its words as text."""
+    svg = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        draw_panel(figure.subplots(), panel, runs)
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    text = svg.getvalue()
+    return text[text.index("<svg") :]
+
+
+def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
+    """Curves of one run differ in colour and style; of several, runs differ in colour and curves in style."""
+    for (nth_run, (name, metrics)), (nth, (key, label)) in itertools.product(
+        enumerate(runs.items()), enumerate(panel.curves.items())
+    ):
+        colour = _COLOURS[(nth if len(runs) == 1 else nth_run) % len(_COLOURS)]
+        _curve(axes, metrics, key, label if len(runs) == 1 else f"{name}: {label}", colour, _STYLES[nth])
+    axes.set(
+        title=panel.title, ylabel=panel.unit, xlabel="images seen", yscale="log" if panel.logarithmic else "linear"
+    )
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
+    if not axes.lines:
+        axes.text(0.5, 0.5, "nothing reported yet", transform=axes.transAxes, ha="center")
+    elif len(runs) == 1:
+        axes.legend()
+    else:
+        axes.legend(handles=_keys(list(runs), list(panel.curves.values())), fontsize="small")
+
+
+def _keys(names: list[str], labels: list[str]) -> list[Line2D]:
+    """One line of the legend per run and, where a panel has several curves, one per curve."""
+    keys = [Line2D([], [], color=_COLOURS[nth % len(_COLOURS)], label=name) for nth, name in enumerate(names)]
+    if len(labels) > 1:
+        keys += [Line2D([], [], color="black", linestyle=_STYLES[nth], label=label) for nth, label in enumerate(labels)]
+    return keys
+
+
+def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, style: str) -> None:
+    """One curve of the lines that have the key."""
+    points = [(line["images_seen"], line[key]) for line in metrics if line.get(key) is not None]
+    if points:
+        x, y = thinned(np.array(points, dtype=float)).T
+        marker = "o" if len(points) <= _FEW else ""  # a line of one point would not be seen
+        axes.plot(x, y, label=label, color=colour, linestyle=style, marker=marker, markersize=4)
+
+
+def thinned(points: np.ndarray) -> np.ndarray:
+    """Points [N, 2] as at most `_MANY`: beyond that means of stretches of equal length, the last as it is.
+
+    A page stays small however long the run is; at that density single reports could not be told apart.
+    """
+    if len(points) <= _MANY:
+        return points
+    stretches = np.array_split(points[:-1], _MANY - 1)
+    return np.vstack([*(stretch.mean(axis=0) for stretch in stretches), points[-1]])
+
+
+def _heights(strip: Strip) -> list[float]:
+    """Inches of the pictures and of the details below them."""
+    height, width = strip[0][1].shape[:2]
+    column_inches = _WIDTH_INCHES / len(strip)
+    return [column_inches * height / width, column_inches]
+
+
+def _strip_inches(strip: Strip) -> float:
+    return sum(_heights(strip))
+
+
+def _draw_strip(axes: np.ndarray, strip: Strip) -> None:
+    """Pictures above, details below."""
+    top, left, side = detail_of(strip[-1][1])
+    for (label, picture), whole, detail in zip(strip, *axes, strict=True):
+        whole.imshow(picture)
+        whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=2.5))
+        whole.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="black", linewidth=1))
+        whole.set_title(label)
+        detail.imshow(picture[top : top + side, left : left + side], interpolation="nearest")
+        for panel in (whole, detail):
+            panel.set_xticks([])
+            panel.set_yticks([])
+
+
+def detail_of(sharp: np.ndarray) -> tuple[int, int, int]:
+    """Top, left and side of the square with most contrast in a picture [H, W, 3]: where blur shows."""
+    height, width = sharp.shape[:2]
+    side = max(1, round(min(height, width) * _DETAIL_SHARE))
+    grey = sharp.astype(np.float32).mean(axis=2)
+    edges = np.hypot(*np.gradient(grey)) if min(height, width) > 1 else grey
+    corners = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
+    top, left = max(corners, key=lambda corner: edges[corner[0] :, corner[1] :][:side, :side].mean())
+    return top, left, side
