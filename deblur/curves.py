@@ -36,6 +36,7 @@ class Panel:
     unit: str
     curves: Mapping[str, str]
     logarithmic: bool = False
+    from_zero: bool = False
 
 
 PANELS = (
@@ -50,7 +51,7 @@ PANELS = (
         "PSNR in dB",
         {"validation_psnr": "restored", "validation_blurred_psnr": "blurred, as it came"},
     ),
-    Panel("throughput", "images per second", {"images_per_second": "all ranks"}),
+    Panel("throughput", "images per second", {"images_per_second": "all ranks"}, from_zero=True),
 )
 
 
@@ -97,6 +98,8 @@ def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
         title=panel.title, ylabel=panel.unit, xlabel="images seen", yscale="log" if panel.logarithmic else "linear"
     )
     axes.set_xlim(left=0)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)

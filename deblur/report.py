@@ -73,7 +73,7 @@ def page(runs: Mapping[str, Told]) -> str:
         results={name: results(told.metrics) for name, told in runs.items()},
         # matplotlib escapes the names in it.
         curves=[(panel.title, jinja2.utils.markupsafe.Markup(panel_svg(panel, metrics))) for panel in PANELS],
-        samples={name: [_shown(seen, strip) for seen, strip in told.samples.items()] for name, told in runs.items()},
+        samples={name: _shown(told) for name, told in runs.items()},
         recipes=differences({name: told.recipe for name, told in runs.items()}),
     )
 
@@ -137,16 +137,17 @@ def _strip(run: Run, key: str) -> Strip:
     return list(zip(_LABELS, np.split(picture, 3, axis=1), strict=True))
 
 
-def _shown(images_seen: int, strip: Strip) -> dict[str, Any]:
-    """A sample as the template wants it: pictures and the same detail of each."""
-    top, left, side = detail_of(strip[-1][1])
-    return {
-        "images_seen": f"{images_seen:,}",
-        "pictures": [
-            (label, _inline(picture), _inline(picture[top : top + side, left : left + side]))
-            for label, picture in strip
-        ],
-    }
+def _shown(told: Told) -> list[tuple[str, str, str]]:
+    """Label, picture and detail: the blurred one, what the run made of it over its course, the sharp one."""
+    if not told.samples:
+        return []
+    (blurred, _, sharp) = told.newest
+    restored = [(f"restored after {seen:,} images", strip[1][1]) for seen, strip in told.samples.items()]
+    top, left, side = detail_of(sharp[1])
+    return [
+        (label, _inline(picture), _inline(picture[top : top + side, left : left + side]))
+        for label, picture in (blurred, *restored, sharp)
+    ]
 
 
 def _inline(picture: np.ndarray) -> str:

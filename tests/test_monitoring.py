@@ -27,7 +27,7 @@ from cluster.storage import join, open_store
 from deblur.telemetry import TABLE
 from tests.clusters import two_nodes
 from tests.datasets import write_dataset
-from tests.k8s.queries import expressions
+from tests.k8s.queries import annotations, expressions
 
 MONITORING = Path(__file__).parents[1] / "k8s/monitoring"
 WINDOW_S = 20
@@ -85,7 +85,7 @@ def prometheus(bench: Bench) -> Iterator[Prometheus]:
 def job(bench: Bench, prometheus: Prometheus) -> str:
     """The run, as soon as there is something of everything to be seen."""
     job = bench.submit("seen", "--validate-images", "800", "--checkpoint-s", "8")
-    bench.wait_for_update("seen", job, 200)
+    bench.wait_for_update("seen", job, 20)
     wait_until(lambda: prometheus.value("deblur_checkpoints_total") and prometheus.ask("deblur_validation_ssim"))
     time.sleep(WINDOW_S)
     return job
@@ -189,5 +189,8 @@ def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
         for series in prometheus.ask(f"min_over_time(rate({metric}[10s])[{span}:1s])"):
             assert float(series["value"][1]) >= 0, series
     assert prometheus.value("max(deblur_ranks_present)") == 2
+    marks = dict(annotations(json.loads((MONITORING / "deblur-training.json").read_text()), rate_interval="90s"))
+    assert prometheus.ask(marks["Restarts"]), "the dashboard marks the restart"
+    assert prometheus.ask(marks["Checkpoints"])
     up = prometheus.value(f"changes(max(deblur_restarts_total)[{span}:1s])")
     assert up == 1, "one restart is one step, whichever process tells of it"
