@@ -83,12 +83,13 @@ def served(
 ) -> Iterator[str]:
     """Serves numbers over HTTP as long as the context; yields where: "host:port".
 
-    At `first_port + own`, or another of the `PORTS` from `first_port` on where that stays taken. Yields "" where all
-    are, which the log says (a run without metrics is better than none), and where `first_port` is 0.
+    At `first_port + own`, or another of the `PORTS` from `first_port` on where that stays taken. Yields "" where none
+    can be opened, which the log says (a run without metrics is better than none), and where `first_port` is 0.
     """
     registry = CollectorRegistry()
     registry.register(numbers)
-    found = _first_free(registry, first_port, first_port + own, own_port_s) if first_port else None
+    addr = "::" if ":" in host else "0.0.0.0"
+    found = _first_free(registry, addr, first_port, own % PORTS, own_port_s) if first_port else None
     if found is None:
         yield ""
         return
@@ -106,25 +107,27 @@ def targets(addresses: Iterable[str], job: str) -> bytes:
 
 
 def _first_free(
-    registry: CollectorRegistry, first_port: int, mine: int, own_port_s: float
+    registry: CollectorRegistry, addr: str, first_port: int, own: int, own_port_s: float
 ) -> tuple[int, WSGIServer] | None:
     """A port that was free, and the server that has it now."""
-    until = time.monotonic() + own_port_s
+    until, mine = time.monotonic() + own_port_s, first_port + own
     others = [port for port in range(first_port, first_port + PORTS) if port != mine]
-    while (server := _listen(registry, mine)) is None and time.monotonic() < until:
+    while (server := _listen(registry, addr, mine)) is None and time.monotonic() < until:
         time.sleep(0.2)
     if server:
         return mine, server
     for port in others:
-        if server := _listen(registry, port):
+        if server := _listen(registry, addr, port):
             _log.warning("metrics port %d is taken; they are served at %d", mine, port)
             return port, server
-    _log.warning("no metrics are served: the ports %d to %d are taken", first_port, first_port + PORTS - 1)
+    last = first_port + PORTS - 1
+    _log.warning("no metrics are served: none of the ports %d to %d could be opened", first_port, last)
     return None
 
 
-def _listen(registry: CollectorRegistry, port: int) -> WSGIServer | None:
+def _listen(registry: CollectorRegistry, addr: str, port: int) -> WSGIServer | None:
     try:
-        return start_http_server(port, registry=registry)[0]
-    except OSError:
+        return start_http_server(port, addr, registry)[0]
+    except Exception as error:  # whatever it is, the work goes on
+        _log.debug("metrics port %d: %s", port, error)
         return None

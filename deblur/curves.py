@@ -63,13 +63,13 @@ def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: 
     shown = {name: strip for name, strip in strips.items() if strip}
     inches = [_CURVES_INCHES, *(_strip_inches(strip) for strip in shown.values())]
     figure = Figure(figsize=(_WIDTH_INCHES, sum(inches) + 0.8), dpi=_DPI, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     rows = np.atleast_1d(figure.subfigures(len(inches), height_ratios=inches))
     for panel, axes in zip(PANELS, rows[0].subplots(2, 2).flat, strict=True):
         draw_panel(axes, panel, runs)
     for row, (name, strip) in zip(rows[1:], shown.items(), strict=True):
         if len(shown) > 1:
-            row.suptitle(name)
+            row.suptitle(_plain(name))
         _draw_strip(row.subplots(2, len(strip), squeeze=False, height_ratios=_heights(strip)), strip)
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
@@ -93,7 +93,7 @@ def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
         enumerate(runs.items()), enumerate(panel.curves.items())
     ):
         colour = _COLOURS[(nth if len(runs) == 1 else nth_run) % len(_COLOURS)]
-        _curve(axes, metrics, key, label if len(runs) == 1 else f"{name}: {label}", colour, _STYLES[nth])
+        _curve(axes, metrics, key, label if len(runs) == 1 else f"{_plain(name)}: {label}", colour, _STYLES[nth])
     axes.set(
         title=panel.title, ylabel=panel.unit, xlabel="images seen", yscale="log" if panel.logarithmic else "linear"
     )
@@ -111,9 +111,14 @@ def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
         axes.legend(handles=_keys(list(runs), list(panel.curves.values())), fontsize="small")
 
 
+def _plain(name: str) -> str:
+    """A name that matplotlib does not take for a formula."""
+    return name.replace("$", r"\$")
+
+
 def _keys(names: list[str], labels: list[str]) -> list[Line2D]:
     """One line of the legend per run and, where a panel has several curves, one per curve."""
-    keys = [Line2D([], [], color=_COLOURS[nth % len(_COLOURS)], label=name) for nth, name in enumerate(names)]
+    keys = [Line2D([], [], color=_COLOURS[nth % len(_COLOURS)], label=_plain(name)) for nth, name in enumerate(names)]
     if len(labels) > 1:
         keys += [Line2D([], [], color="black", linestyle=_STYLES[nth], label=label) for nth, label in enumerate(labels)]
     return keys

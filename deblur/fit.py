@@ -141,6 +141,8 @@ def fit(
             if record.stop or record.leave:
                 break
     run.checkpoints.wait()
+    if rank.rank == 0:
+        run.note_the_rest()
     return images_seen >= total
 
 

@@ -5,7 +5,7 @@
              checkpoints/     see cluster/checkpoints.py
              metrics.jsonl    one line per report
              samples/         {images_seen}.png, blurred | restored | sharp
-             history.json     how far any start came, and what befell it
+             history.json     how far the newest start came, and what befell the run
              targets.json     where the metrics of its processes are, for Prometheus
              lease/           see cluster/lease.py
 """
@@ -23,7 +23,7 @@ import numpy as np
 from cluster import exporter
 from cluster import lease as leases
 from cluster.checkpoints import Checkpoints
-from cluster.errors import FINAL, InputError, NotFound
+from cluster.errors import DamagedError, InputError, NotFound
 from cluster.lease import Lease
 from cluster.storage import Retry, Store, join, open_store
 from deblur import recipe as recipes
@@ -48,7 +48,7 @@ class History:
     """What befell a run in all its life. Updates lost are those that a later start had to make again."""
 
     images_seen: int = 0
-    """The most that any start reached."""
+    """How far the newest start came, saved or not."""
     restarts: int = 0
     updates_lost: int = 0
     preemption_notices: int = 0
@@ -120,10 +120,10 @@ class Run:
 
     def _old_history(self) -> History | None:
         try:
-            return History(**json.loads(self.store.get("history.json")))
+            return History(**{name: int(value) for name, value in json.loads(self.store.get("history.json")).items()})
         except NotFound:
             return None
-        except (ValueError, TypeError) as error:
+        except (DamagedError, ValueError, TypeError, AttributeError) as error:
             _log.warning("%s: unreadable, the history begins again: %s", join(self.url, "history.json"), error)
             return None
 
@@ -134,11 +134,15 @@ class Run:
         if self._noting is None or self._noting.done():
             self._noting = self._thread.submit(self._note, self.history)
 
+    def note_the_rest(self) -> None:
+        """Notes what came while another note was being written. For the end of a start."""
+        self._thread.submit(self._note, self.history).result()
+
     def _note(self, history: History) -> None:
         # No commit: nothing depends on it, and the next note of the run's holder replaces that of another.
         try:
             self._notes.put("history.json", json.dumps(asdict(history), indent=2).encode())
-        except (*FINAL, OSError) as error:
+        except Exception as error:  # whatever it is, the work goes on
             _log.warning("%s: what befell the run could not be noted: %s", self.url, error)
 
     def state(self) -> dict[str, float]:

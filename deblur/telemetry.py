@@ -24,14 +24,19 @@ TABLE = (
         "deblur_update_seconds_total",
         "counter",
         "Where this rank's time went: data (waiting for a batch), critic, generator, validation, meeting (agreeing, "
-        "reporting, handing a checkpoint over). On a GPU critic and generator are its own time.",
+        "reporting, handing a checkpoint over). On a GPU data, critic and generator are its own time.",
         ("part",),
     ),
     Declared("deblur_read_bytes_total", "counter", "Bytes of the dataset that this rank has fetched from storage."),
     Declared("deblur_storage_retries_total", "counter", "Requests for the dataset that had to be made again."),
     Declared("deblur_resumed_reads_total", "counter", "Reads of the dataset that went on after a cut."),
     Declared("deblur_bad_samples_total", "counter", "Samples that did not decode and were replaced."),
-    Declared("deblur_device_memory_bytes", "gauge", "GPU memory of this rank: allocated, reserved.", ("kind",)),
+    Declared(
+        "deblur_device_memory_bytes",
+        "gauge",
+        "GPU memory of this rank: peak (the most that was allocated so far), reserved.",
+        ("kind",),
+    ),
     # By the first rank, of the run.
     Declared("deblur_images_seen", "gauge", "How far the training is, in images of all ranks."),
     Declared("deblur_images_wanted", "gauge", "Images of the whole run."),
@@ -79,7 +84,8 @@ TABLE = (
     Declared(
         "deblur_updates_lost_total",
         "counter",
-        "Updates that had to be made again, over the run's whole life, known to within one meeting (3 s).",
+        "Updates that had to be made again, over the run's whole life; while storage answers, all but those of the "
+        "last 3 s before each loss.",
     ),
     Declared(
         "deblur_preemption_notices_total",
@@ -150,6 +156,7 @@ class Meter:
         if rank.rank == 0:
             numbers.set("deblur_images_seen", images_seen)
             numbers.set("deblur_ranks_present", rank.num_ranks)
+            numbers.set("deblur_nonfinite_updates_total", 0)
         self._sums = torch.zeros(len(TERMS), device=rank.device)
         self._in_a_row = torch.zeros((), device=rank.device)
         self._skipped_alone = torch.tensor([float(term == "nonfinite") for term in TERMS], device=rank.device)
@@ -161,10 +168,17 @@ class Meter:
         """The same items; what the wait for them takes is counted."""
         self.mark()
         for item in stream:
-            self.mark("data")
-            self.lap("")
+            self._has_data()
             yield item
             self.mark()  # on a GPU the host was done long ago
+
+    def _has_data(self) -> None:
+        """A GPU waits for data from the end of its last update to this event; after a meeting the host knows better."""
+        if self._rank.device.type == "cuda" and not self._events:
+            self.mark("data")
+            self.lap("")
+        else:
+            self.lap("data")
 
     def mark(self, part: str = "") -> None:
         """The time since the last mark was spent on a part; without a name, on none."""
@@ -248,7 +262,7 @@ class Meter:
         if self._rank.device.type != "cuda":
             return {}
         memory = {
-            "allocated": torch.cuda.max_memory_allocated(self._rank.device),
+            "peak": torch.cuda.max_memory_allocated(self._rank.device),
             "reserved": torch.cuda.memory_reserved(self._rank.device),
         }
         for kind, size in memory.items():

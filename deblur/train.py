@@ -168,7 +168,8 @@ def _launch(settings: Settings, holder: Holder, numbers: Numbers) -> None:
     from cluster import launch  # a machine with one rank may lack Ray
 
     placement = _placement(settings)
-    run = Run(settings.run_url, retry=Retry(limit_s=settings.storage_wait_s))
+    retry = Retry(limit_s=settings.storage_wait_s)
+    run = Run(settings.run_url, retry=retry)
     with launch.connected() as host, exporter.served(numbers, host, settings.metrics_port) as driver:
 
         def config_of_a_group(ranks_wanted: int) -> dict[str, Any]:
@@ -176,6 +177,8 @@ def _launch(settings: Settings, holder: Holder, numbers: Numbers) -> None:
             # A lease for each: ranks that were given up, but run on where nobody reaches them, can commit no more.
             return {"settings": _plain(settings), "lease": asdict(holder.renew()), "driver": driver}
 
+        if driver:  # to be seen while it waits for nodes; the first rank then adds the others
+            Run(settings.run_url, lease=holder.lease, retry=retry).write_targets([driver])
         if settings.nodes > 1:
             nodes_that_reach(settings.data, settings.runs, placement)
         launch.launch(train_rank, config_of_a_group, placement, run.images_seen)

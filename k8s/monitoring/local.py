@@ -1,6 +1,6 @@
 """A Prometheus on this machine that watches runs, with the alerts of this folder: make monitor RUN=runs/demo
 
-python k8s/monitoring/local.py RUN... [--port 9090]    a run is a folder or s3:// URL; it need not have begun
+python k8s/monitoring/local.py RUN... [--port 9190]    a run is a folder or s3:// URL; it need not have begun
 
 For people without Kubernetes. Prometheus itself comes from the system's packages (Debian: prometheus).
 """
@@ -27,7 +27,7 @@ LOOK_S = 2.0  # how often a run is asked where its processes are
 class Settings:
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Runs to watch."""
-    port: int = 9090
+    port: int = 9190  # 9090 may be that of a Prometheus of the system
     """Where Prometheus answers, on this machine alone."""
     scrape_s: int = 5
     """Seconds between scrapes, and between looks at the alerts."""
@@ -74,6 +74,7 @@ def watch(settings: Settings) -> None:
                 _follow(stores, folder / "targets", server)
             finally:
                 server.terminate()
+                server.wait()  # an interrupted Popen waits no more, and its folder would be removed under it
 
 
 def _follow(stores: list[Store], folder: Path, server: subprocess.Popen[bytes]) -> None:

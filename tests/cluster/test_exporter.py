@@ -130,7 +130,7 @@ def test_without_a_free_port_nothing_is_served_and_the_log_says_so(
     finally:
         for held in taken:
             held.close()
-    assert f"the ports {first_port} to {first_port + PORTS - 1} are taken" in caplog.text
+    assert f"none of the ports {first_port} to {first_port + PORTS - 1} could be opened" in caplog.text
 
 
 def test_port_0_serves_nothing_and_says_nothing(numbers: Numbers, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,6 +167,18 @@ def test_targets_are_what_prometheus_reads() -> None:
     ]
 
 
-def test_an_address_of_ipv6_has_brackets(numbers: Numbers, first_port: int) -> None:
-    with served(numbers, "fd00::1", first_port) as address:
-        assert address == f"[fd00::1]:{first_port}"
+def test_an_address_of_ipv6_is_served_and_has_brackets(numbers: Numbers, first_port: int) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    numbers.set("reached", 1)
+    with served(numbers, "::1", first_port) as address:
+        assert address == f"[::1]:{first_port}"
+        assert list(scrape(address).values()) == [1]
+
+
+def test_a_port_that_cannot_be_is_not_served(numbers: Numbers, caplog: pytest.LogCaptureFixture) -> None:
+    with served(numbers, "127.0.0.1", 70_000, own_port_s=0) as address:
+        assert address == ""
+    assert "no metrics are served" in caplog.text

@@ -121,6 +121,12 @@ def test_the_detail_is_where_the_sharp_picture_has_most_contrast() -> None:
     assert detail_of(sharp) == (20, 60, 20)
 
 
+def test_a_name_is_no_formula() -> None:
+    runs = {r"a$\frac$b": lines(2), "c$x$": lines(2)}
+    assert report_png(runs, dict.fromkeys(runs, STRIP), " and ".join(runs))
+    assert "a$\\frac$b" in Elements(page(dict.fromkeys(runs, told()))).words
+
+
 def test_a_run_that_has_only_begun_is_drawn_too() -> None:
     png = report_png({"a": lines(1), "b": lines(1)}, {"a": [], "b": []}, "runs")
     assert PIL.Image.open(io.BytesIO(png)).width > 1000

@@ -157,7 +157,7 @@ def test_laps_on_a_gpu_are_its_own_time() -> None:
     meter.nonfinite_in_a_row()
     spent = numbers.get("deblur_update_seconds_total", "critic")
     assert spent == pytest.approx(start.elapsed_time(end) / 1000, rel=0.2)
-    assert "device_memory_allocated_bytes" in meter.report(1, Sync(), {})
+    assert "device_memory_peak_bytes" in meter.report(1, Sync(), {})
 
 
 def test_the_line_for_people_says_how_far_and_how_good() -> None:
