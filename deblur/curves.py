@@ -134,14 +134,14 @@ def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, styl
 
 
 def thinned(points: np.ndarray) -> np.ndarray:
-    """Points [N, 2] as at most `_MANY`: beyond that means of stretches of equal length, the last as it is.
+    """Points [N, 2] as at most `_MANY`: beyond that means of stretches of equal length between the first and the last.
 
     A page stays small however long the run is; at that density single reports could not be told apart.
     """
     if len(points) <= _MANY:
         return points
-    stretches = np.array_split(points[:-1], _MANY - 1)
-    return np.vstack([*(stretch.mean(axis=0) for stretch in stretches), points[-1]])
+    stretches = np.array_split(points[1:-1], _MANY - 2)
+    return np.vstack([points[0], *(stretch.mean(axis=0) for stretch in stretches), points[-1]])
 
 
 def _heights(strip: Strip) -> list[float]:

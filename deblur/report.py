@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def read(url: str) -> Told:
         recipe = json.loads(run.store.get("recipe.json"))
     except NotFound:
         recipe = {}
+    except ValueError as error:
+        raise InputError(f"{join(run.url, 'recipe.json')}: not JSON ({error})") from error
     return Told(metrics=run.read_metrics(), recipe=_flat(recipe), samples=_samples(run))
 
 
@@ -80,10 +83,10 @@ def page(runs: Mapping[str, Told]) -> str:
 
 def results(metrics: Metrics) -> dict[str, str]:
     """What a run has reached, by the words for it."""
-    last = metrics[-1]
-    validations = [line for line in metrics if line.get("validation_psnr") is not None]
+    needed = ("validation_psnr", "validation_blurred_psnr")
+    validations = [line for line in metrics if all(line.get(name) is not None for name in needed)]
     speeds = [line["images_per_second"] for line in metrics if line.get("images_per_second") is not None]
-    found = {"images seen": f"{last['images_seen']:,}"}
+    found = {"images seen": f"{metrics[-1]['images_seen']:,}"}
     if validations:
         newest, best = validations[-1], max(validations, key=lambda line: line["validation_psnr"])
         blurred = newest["validation_blurred_psnr"]
@@ -92,13 +95,20 @@ def results(metrics: Metrics) -> dict[str, str]:
             "PSNR, best": f"{best['validation_psnr']:.2f} dB at {best['images_seen']:,} images",
             "PSNR of the blurred": f"{blurred:.2f} dB",
             "gain": f"{newest['validation_psnr'] - blurred:+.2f} dB",
-            "SSIM": f"{newest['validation_ssim']:.4f} ({newest['validation_blurred_ssim']:.4f} blurred)",
         }
+        if newest.get("validation_ssim") is not None:
+            found["SSIM"] = f"{newest['validation_ssim']:.4f} ({newest['validation_blurred_ssim']:.4f} blurred)"
     if speeds:
         found["images/s, median"] = f"{np.median(speeds):.1f}"
-    found |= {name.replace("_", " "): f"{last[name]:,}" for name in _COUNTS if last.get(name) is not None}
+    counts = {name: [line[name] for line in metrics if line.get(name) is not None] for name in _COUNTS}
+    found |= {name.replace("_", " "): f"{_increase(values):,}" for name, values in counts.items() if values}
     skipped = sum(line.get("nonfinite") or 0 for line in metrics)
     return found | {"updates not finite": f"{skipped:.0f}"}
+
+
+def _increase(values: Sequence[int]) -> int:
+    """How much a counter grew that some starts begin at 0 again."""
+    return sum(now - before if now >= before else now for before, now in pairwise([0, *values]))
 
 
 def differences(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -129,7 +139,9 @@ def _samples(run: Run) -> dict[int, Strip]:
     }
     seen = sorted(keys)
     chosen = {seen[nth] for nth in np.linspace(0, len(seen) - 1, min(_SHOWN, len(seen))).round().astype(int)}
-    return {nth: _strip(run, keys[nth]) for nth in sorted(chosen)}
+    strips = {nth: _strip(run, keys[nth]) for nth in sorted(chosen)}
+    # Of another validation split, before --allow-recipe-change, are those of another size.
+    return {nth: strip for nth, strip in strips.items() if strip[0][1].shape == strips[seen[-1]][0][1].shape}
 
 
 def _strip(run: Run, key: str) -> Strip:

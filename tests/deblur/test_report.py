@@ -97,11 +97,10 @@ def test_a_long_curve_is_thinned_to_means_and_keeps_its_end() -> None:
     points = np.stack([np.arange(10_001.0), np.full(10_001, 3.0)], axis=1)
     thin = thinned(points)
     assert len(thin) == 1000
-    assert (thin[-1] == points[-1]).all()
+    np.testing.assert_array_equal(thin[[0, -1]], points[[0, -1]])
     assert (thin[:, 1] == 3.0).all()
-    np.testing.assert_allclose(thin[0, 0], points[: len(points) // 999 + 1, 0].mean(), atol=1)
-    assert thinned(points[:1000]) is not None
-    assert len(thinned(points[:1000])) == 1000
+    np.testing.assert_allclose(thin[1:-1, 0].mean(), points[1:-1, 0].mean(), rtol=0.01)
+    np.testing.assert_array_equal(thinned(points[:1000]), points[:1000])
 
 
 def test_the_picture_shows_the_strip_from_left_to_right_and_its_details_below() -> None:
@@ -195,6 +194,26 @@ def test_the_table_has_the_numbers_of_the_metrics() -> None:
     assert {"+3.00 dB", "1,500", "144"} <= set(words)
 
 
+def test_counters_that_a_start_begins_anew_are_added_up() -> None:
+    found = results([{"images_seen": 16 * nth, "bad_samples": bad} for nth, bad in enumerate((1, 4, 0, 1), 1)])
+    assert found["bad samples"] == "5"
+
+
+def test_numbers_that_were_not_finite_are_left_out_of_the_table() -> None:
+    line = {"images_seen": 16, "validation_psnr": 20.0, "validation_blurred_psnr": 19.0, "validation_ssim": None}
+    found = results([line, line | {"validation_psnr": None, "images_seen": 32}])
+    assert found["PSNR, newest"] == "20.00 dB"
+    assert "SSIM" not in found
+
+
+def test_samples_of_another_size_than_the_newest_are_left_out(tmp_path: Path) -> None:
+    url = write_run(tmp_path / "run", {}, samples=2)
+    png = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(png, "PNG")
+    open_store(url).put("samples/000000000050.png", png.getvalue())
+    assert list(read(url).samples) == [100, 200]
+
+
 def test_a_run_without_validation_and_with_null_for_a_speed_has_the_rest() -> None:
     assert results([{"images_seen": 16, "images_per_second": None}]) == {"images seen": "16", "updates not finite": "0"}
 
@@ -269,6 +288,12 @@ def test_what_cannot_be_reported_is_said_in_one_line(
     with pytest.raises(SystemExit):
         run_command(monkeypatch, *arguments)
     assert said in capsys.readouterr().err
+
+
+def test_a_damaged_recipe_is_named(tmp_path: Path) -> None:
+    open_store(write_run(tmp_path / "run", {})).put("recipe.json", b"{")
+    with pytest.raises(InputError, match=r"recipe\.json: not JSON"):
+        read(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("content", "said"), [(b'{"images_seen": 16}\n{"im', "not one JSON object"), (b"", "empty")])
