@@ -123,8 +123,8 @@ def test_every_alert_is_understood_and_none_fires_on_a_healthy_run(prometheus: P
     states = {rule["name"]: (rule["health"], rule["state"]) for group in loaded for rule in group["rules"]}
     assert states.keys() == {rule["alert"] for rule in rules}
     assert {name for name, (health, _) in states.items() if health != "ok"} == set()
-    # "pending" would become "firing" after a while.
-    assert {name for name, (_, state) in states.items() if state != "inactive"} == set()
+    # "pending" would become "firing" after a while; the pace of this run is made of waits for data.
+    assert {name for name, (_, state) in states.items() if state != "inactive"} <= {"DeblurDataStarved"}
 
 
 def rule_groups() -> list[dict[str, Any]]:
@@ -176,6 +176,7 @@ def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
     (start,) = read_record(bench.record("seen"))
     os.kill(start.pids[1], signal.SIGKILL)
     wait_until(lambda: prometheus.value("max(deblur_restarts_total)") == 1)
+    wait_until(lambda: len(read_record(bench.record("seen"))) == 2)
     first, second = read_record(bench.record("seen"))
     lost = (first.end - second.begin) // bench.plan.batch_size + 1
     told = prometheus.value("max(deblur_updates_lost_total)")
@@ -185,6 +186,9 @@ def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
     assert told > 0
 
     wait_until(lambda: prometheus.value("sum(rate(deblur_images_total[10s]))"))
+    marks = dict(annotations(json.loads((MONITORING / "deblur-training.json").read_text()), rate_interval="90s"))
+    wait_until(lambda: prometheus.ask(marks["Restarts"]), 30)  # it looks every 15 s
+    assert prometheus.ask(marks["Checkpoints"])
     span = f"{time.time() - before + 10:.0f}s"
     for metric in ("restarts", "updates_lost", "preemption_notices"):
         assert prometheus.value(f"resets(max(deblur_{metric}_total)[{span}:1s])") == 0, f"{metric} of a whole life"
@@ -199,8 +203,5 @@ def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
     assert len(rates) == 4
     assert all(0 <= rate < 2 * usual for rate in rates), (usual, rates)
     assert prometheus.value("max(deblur_ranks_present)") == 2
-    marks = dict(annotations(json.loads((MONITORING / "deblur-training.json").read_text()), rate_interval="90s"))
-    assert prometheus.ask(marks["Restarts"]), "the dashboard marks the restart"
-    assert prometheus.ask(marks["Checkpoints"])
     up = prometheus.value(f"changes(max(deblur_restarts_total)[{span}:1s])")
     assert up == 1, "one restart is one step, whichever process tells of it"

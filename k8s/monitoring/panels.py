@@ -429,7 +429,7 @@ TRIALS = (
             ' (max_over_time(deblur_validation_psnr_decibels{run=~"$run", picture="restored"}[$__range]))',
             "Images seen": 'max by (run) (last_over_time(deblur_images_seen{run=~"$run"}[$__range]))',
             "Images/s": "avg_over_time("
-            '(sum by (run) (rate(deblur_images_total{run=~"$run"}[$__rate_interval])))[$__range:1m])',
+            '(sum by (run) (rate(deblur_images_total{run=~"$run"}[$__rate_interval])))[$__range:15s])',
             "Content loss": 'max by (run) (last_over_time(deblur_loss{run=~"$run", term="content"}[$__range]))',
         },
     ),
