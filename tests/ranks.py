@@ -1,5 +1,6 @@
 """Several ranks as real processes on this machine, talking through gloo, without Ray."""
 
+import gc
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -39,4 +40,7 @@ def _rank_main(rank: int, worker: Callable[..., Any], num_ranks: int, folder: st
     result = worker(Rank(rank=rank, num_ranks=num_ranks, rank_of_node=rank, ranks_per_node=num_ranks), *arguments)
     torch.save(result, f"{folder}/result-{rank}.pt")
     if num_ranks > 1:
+        # What an exception's frames still hold, DDP among it, must go before the group, not at the interpreter's end: a
+        # rank was once seen to abort there.
+        gc.collect()
         dist.destroy_process_group()
