@@ -41,6 +41,13 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self.url = url
 
+    def ready(self) -> bool:
+        """Whether it answers queries; a server that starts refuses connections, then says 503."""
+        try:
+            return bool(urllib.request.urlopen(f"{self.url}/-/ready", timeout=5).status == 200)
+        except OSError:  # urllib's errors are all of this kind
+            return False
+
     def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
         """The series of an instant query. Raises AssertionError where the server does not take it."""
         values = {"query": expression} | ({"time": str(at)} if at else {})
@@ -75,9 +82,11 @@ def prometheus(bench: Bench) -> Iterator[Prometheus]:
     command = [sys.executable, MONITORING / "local.py", join(bench.folder, "seen"), "--port", str(port)]
     with subprocess.Popen([*command, "--scrape-s", "1"]) as process:
         prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        wait_until(lambda: answers(prometheus))
-        yield prometheus
-        process.send_signal(signal.SIGINT)
+        try:
+            wait_until(prometheus.ready)
+            yield prometheus
+        finally:
+            process.send_signal(signal.SIGINT)  # Popen's own end waits for a process that nobody told to go
         assert process.wait(30) == 0
 
 
@@ -96,13 +105,6 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.3)
-
-
-def answers(prometheus: Prometheus) -> bool:
-    try:
-        return bool(prometheus.ask("vector(1)"))
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("name", ["deblur-training", "deblur-search"])
