@@ -2,13 +2,14 @@
 # make test   sets everything up, checks style, runs the quick tests
 # make soak   the tests that take minutes
 # make monitor RUN=runs/demo   a Prometheus on this machine that watches a run, with our alerts
+# make manifests   writes what repeats k8s/raycluster.yaml, and the dashboards
 # make gpu    the tests that need GPUs, in the Python that has them
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test soak monitor prometheus gpu lint format constraints clean
+.PHONY: demo test soak monitor prometheus manifests gpu lint format constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m deblur.demo
@@ -27,6 +28,10 @@ prometheus:
 	@command -v promtool >/dev/null || { echo "installing the package prometheus"; \
 	  apt-get update -qq; apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } || \
 	  { echo "promtool is missing: install Prometheus (as root on Debian: apt-get install prometheus)"; exit 1; }
+
+manifests: $(READY)
+	$(BIN)/python k8s/rayjobs.py
+	$(BIN)/python k8s/monitoring/dashboards.py
 
 gpu:
 	$(PYTHON) -m pytest -m gpu

@@ -17,11 +17,11 @@ from cluster.exporter import PORTS
 from deblur.telemetry import TABLE
 from deblur.train import Settings
 from tests.k8s.queries import annotations, expressions, filled_in, panels
+from tests.k8s.schemas import schema_of
 
 MONITORING = Path(__file__).parents[2] / "k8s" / "monitoring"
 NAMES = ("deblur-training", "deblur-search")
 DECLARED = {metric.name: {"run", "rank", *metric.labels} for metric in TABLE}
-CRD = Path(__file__).parent / "crds/monitoring.coreos.com_podmonitors.yaml"
 
 
 def _dashboard(name: str) -> dict[str, Any]:
@@ -180,9 +180,7 @@ def test_the_kustomization_hands_every_dashboard_to_grafana() -> None:
 
 
 def test_the_pod_monitor_is_what_its_definition_permits() -> None:
-    schema = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-
-    jsonschema.validate(_manifest("podmonitor.yaml"), _closed(schema))
+    jsonschema.validate(_manifest("podmonitor.yaml"), schema_of("monitoring.coreos.com_podmonitors"))
 
 
 def test_the_pod_monitor_takes_our_ports_alone() -> None:
@@ -194,15 +192,3 @@ def test_the_pod_monitor_takes_our_ports_alone() -> None:
     assert keep["sourceLabels"] == ["__meta_kubernetes_pod_container_port_number"]
     taken = [port for port in range(1, 65536) if re.fullmatch(keep["regex"], str(port))]
     assert taken == list(range(Settings.metrics_port, Settings.metrics_port + PORTS))
-
-
-def _closed(schema: Any) -> Any:
-    """The schema, refusing fields that it does not name: an API server would drop them without a word."""
-    if isinstance(schema, list):
-        return [_closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: _closed(part) for key, part in schema.items()}
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        closed.setdefault("additionalProperties", False)
-    return closed
