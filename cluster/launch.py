@@ -18,6 +18,8 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
@@ -28,11 +30,17 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import preflight
 from cluster.errors import FINAL, InputError
-from cluster.placement import Placement
+from cluster.placement import LOGICAL_GPUS, Placement
 from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync, ray_sync
 
 GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait for a lost one for ever
@@ -151,7 +159,7 @@ def _run_group(worker: Worker, config: dict[str, Any], placement: Placement, gro
         trainer = TorchTrainer(
             _on_worker,
             train_loop_config={"worker": worker, "config": config, "placement": placement, "group": group},
-            torch_config=TorchConfig(backend="nccl" if group.gpus_per_rank else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+            torch_config=TorchConfig(backend=_backend(group), timeout_s=COLLECTIVE_TIMEOUT_S),
             scaling_config=ScalingConfig(
                 num_workers=group.nodes * group.ranks_per_node,
                 use_gpu=bool(group.gpus_per_rank),
@@ -189,6 +197,10 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+def _backend(group: _Group) -> str:
+    return "nccl" if group.gpus_per_rank and os.environ.get(LOGICAL_GPUS) != "1" else "gloo"
+
+
 def _strategy(group: _Group) -> str:
     """With several ranks per node Ray has no strict form; their shares of the node's CPUs leave no room for more."""
     if group.nodes == 1:
@@ -210,10 +222,11 @@ def _on_worker(settings: dict[str, Any]) -> bool:
         num_ranks=context.get_world_size(),
         rank_of_node=context.get_local_rank(),
         ranks_per_node=context.get_local_world_size(),
-        device=get_device(),
+        # Ray names a GPU wherever one is reserved, be it there or not.
+        device=get_device() if dist.get_backend() == "nccl" else torch.device("cpu"),
         host=ray.util.get_node_ip_address(),
     )
-    sync = ray_sync(room=lambda: _more_nodes(settings["placement"], nodes))
+    sync = ray_sync(room=lambda: _more_nodes(settings["placement"], group, nodes))
     return settings["worker"](settings["config"], rank, sync)
 
 
@@ -223,33 +236,93 @@ def _nodes_of_ranks() -> set[str]:
     return set(found)
 
 
-def _more_nodes(placement: Placement, mine: set[str]) -> bool:
+def _more_nodes(placement: Placement, group: _Group, mine: set[str]) -> bool:
     """Whether nodes are free that this group lacks."""
     if placement.min_nodes is None or len(mine) >= placement.nodes:
         return False
-    free = _fitting_nodes(placement, with_gpus=torch.cuda.is_available())
+    free = _fitting_nodes(placement, with_gpus=group.gpus_per_rank > 0)
     return any(node["NodeID"] not in mine for node in _answering(free))
 
 
 def _wait_for_nodes(placement: Placement, with_gpus: bool = False) -> _Group:
     """Waits for nodes that are free and answer, saying what is missing; returns those to start on."""
-    start, told = time.monotonic(), None
-    least = placement.min_nodes or placement.nodes
+    start, told, settled = time.monotonic(), None, False
+    least, autoscaled = placement.min_nodes or placement.nodes, _autoscaled()
+    with contextlib.closing(_asking(placement, with_gpus)) as asking:
+        while True:
+            nodes = _answering(_fitting_nodes(placement, with_gpus))
+            waited = time.monotonic() - start
+            early = waited < min(FREE_S, placement.wait_s)
+            # Those of a group that has just ended are free a moment later, and need not be asked for.
+            settled = settled or not early or not _any_busy()
+            # All are asked for, also where fewer will do: those on their way at the start make room for more ranks.
+            if autoscaled and settled and len(nodes) < placement.nodes:
+                next(asking)
+            if len(nodes) >= (least if settled and not (early and autoscaled) else placement.nodes):
+                shares = [_share(node["Resources"], placement) for node in nodes]
+                fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
+                return replace(fewest, nodes=min(len(nodes), placement.nodes))
+            missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
+            if waited > placement.wait_s:
+                raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
+            if missing != told and len(nodes) < least:
+                print(f"waiting for nodes: {missing}", flush=True)
+                told = missing
+            time.sleep(1)
+
+
+def _autoscaled() -> bool:
+    """Whether nodes come when they are asked for.
+
+    Ray's own record of the kinds of nodes that could come stays empty (2.58), and each cluster of KubeRay's says that
+    it has autoscaler v2; but only where it has one is the head's own monitor, which starts no nodes, left out.
+    """
+    command = os.environ.get("KUBERAY_GEN_RAY_START_CMD")
+    return "--no-monitor" in command if command else is_autoscaler_v2(fetch_from_server=True)
+
+
+def _asking(placement: Placement, with_gpus: bool) -> Iterator[None]:
+    """Asks the autoscaler for nodes from step to step, until it is closed; nothing is left of it then.
+
+    A placement group that waits asks for distinct nodes and ends with the driver, however that ends. It reserves
+    nothing before all of its nodes are there; then it has to go, for the ranks need what it has reserved.
+    """
     while True:
-        nodes = _answering(_fitting_nodes(placement, with_gpus))
-        # Those of a group that has just ended are free a moment later.
-        wanted = placement.nodes if time.monotonic() - start < FREE_S and _any_busy() else least
-        if len(nodes) >= wanted:
-            shares = [_share(node["Resources"], placement) for node in nodes]
-            fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
-            return replace(fewest, nodes=min(len(nodes), placement.nodes))
-        missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
-        if time.monotonic() - start > placement.wait_s:
-            raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
-        if missing != told and len(nodes) < least:
-            print(f"waiting for nodes: {missing}", flush=True)
-            told = missing
-        time.sleep(1)
+        for bundles in _wishes(placement, with_gpus):
+            group = placement_group(bundles, strategy="STRICT_SPREAD")
+            try:
+                while not (placed := _is_placed(group)) and not _is_refused(group):
+                    yield
+            finally:
+                remove_placement_group(group)
+            if placed:
+                yield
+                break
+
+
+def _wishes(placement: Placement, with_gpus: bool) -> list[list[dict[str, float]]]:
+    """What nodes to ask for, one after the other, as long as the autoscaler says that it has no such nodes.
+
+    It brings all nodes of a group or none, so that --nodes has to come down to what there can be, as far as to
+    --min-nodes; and nobody says whether there can be GPUs.
+    """
+    ranks = placement.ranks_per_node or 1
+    kinds = [{"CPU": ranks, "GPU": ranks}]
+    if not with_gpus and not _gpu_nodes():
+        kinds.append({"CPU": ranks})
+    sizes = range(placement.nodes, (placement.min_nodes or placement.nodes) - 1, -1)
+    return [[kind] * size for kind in kinds for size in sizes]
+
+
+def _is_placed(group: PlacementGroup) -> bool:
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
+def _is_refused(group: PlacementGroup) -> bool:
+    """Whether the autoscaler has said that it cannot bring these nodes."""
+    status = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=ANSWER_S)
+    refused = GetClusterStatusReply.FromString(status).autoscaling_state.infeasible_gang_resource_requests
+    return any(group.id.hex() in request.details for request in refused)
 
 
 def _how_to_go_on(placement: Placement, present: int) -> str:
@@ -261,11 +334,7 @@ def _how_to_go_on(placement: Placement, present: int) -> str:
 
 def _any_busy() -> bool:
     free = ray._private.state.available_resources_per_node()
-    return any(
-        free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+    return any(free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0) for node in _alive_nodes())
 
 
 def _fitting_nodes(placement: Placement, with_gpus: bool) -> list[dict[str, Any]]:
@@ -274,10 +343,9 @@ def _fitting_nodes(placement: Placement, with_gpus: bool) -> list[dict[str, Any]
     Where any node has GPUs, or had (`with_gpus`), those without are no place to train.
     """
     free = ray._private.state.available_resources_per_node()
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    gpu_nodes = [node for node in alive if node["Resources"].get("GPU")]
+    gpu_nodes = _gpu_nodes()
     fitting = []
-    for node in gpu_nodes if gpu_nodes or with_gpus else alive:
+    for node in gpu_nodes if gpu_nodes or with_gpus else _alive_nodes():
         share, left = _share(node["Resources"], placement), free.get(node["NodeID"], {})
         if share and all(
             left.get(kind, 0) >= share.ranks_per_node * each
@@ -285,6 +353,14 @@ def _fitting_nodes(placement: Placement, with_gpus: bool) -> list[dict[str, Any]
         ):
             fitting.append(node)
     return fitting
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _gpu_nodes() -> list[dict[str, Any]]:
+    return [node for node in _alive_nodes() if node["Resources"].get("GPU")]
 
 
 def _share(resources: dict[str, float], placement: Placement) -> _Group | None:

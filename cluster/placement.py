@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+# In the environment of every process of a cluster whose nodes say that they have GPUs and have none: a rehearsal. Ranks
+# reserve the GPUs all the same, and compute on CPUs.
+LOGICAL_GPUS = "LOGICAL_GPUS"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
