@@ -1,8 +1,9 @@
-"""A cluster of several nodes on this machine, whose losses are noticed soon."""
+"""Clusters of several nodes on this machine: isolated where it permits that, and with a warning elsewhere."""
 
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,15 +15,19 @@ HEALTH_CHECK = {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": 
 
 
 @contextlib.contextmanager
-def two_nodes(drain_s: int) -> Iterator[LocalCluster]:
-    """A head and two worker nodes, in network namespaces where this machine permits them and with a warning elsewhere.
-
-    A node that is told to end has `drain_s` seconds.
-    """
+def isolated_cluster(settings: Settings) -> Iterator[LocalCluster]:
+    """A cluster whose nodes are in network namespaces where this machine permits them."""
     if not ISOLATED:
         warnings.warn("no network namespaces here: nodes share one address and no link is cut", stacklevel=2)
+    with local_cluster(replace(settings, isolated=ISOLATED)) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def two_nodes(drain_s: int) -> Iterator[LocalCluster]:
+    """A head and two worker nodes, whose losses are noticed soon. One that is told to end has `drain_s` seconds."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in HEALTH_CHECK.items():
             patch.setenv(f"RAY_health_check_{name}", value)
-        with local_cluster(Settings(nodes=2, isolated=ISOLATED, drain_s=drain_s)) as started:
+        with isolated_cluster(Settings(nodes=2, drain_s=drain_s)) as started:
             yield started

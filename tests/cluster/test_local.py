@@ -1,18 +1,27 @@
 """A cluster of several nodes on this machine: jobs run on it, nodes come and go, and nothing of it stays behind."""
 
+import contextlib
+import json
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
 
-from cluster.local import LocalCluster, find_processes
+from cluster.errors import InputError
+from cluster.local import LocalCluster, Place, Settings, find_processes, local_cluster
+from cluster.manifest import Cluster, Pod
+from cluster.placement import LOGICAL_GPUS
 from tests.clusters import ISOLATED, two_nodes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,20 +117,143 @@ def test_a_node_whose_link_is_cut_runs_on_and_is_missed(cluster: LocalCluster) -
     assert find_processes(node.name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
-def test_the_command_ends_with_all_that_it_started(number: int) -> None:
-    options = ["--nodes", "0", *(["--isolated"] if ISOLATED else [])]
-    command = subprocess.Popen(
+# ---- the command
+
+
+@contextlib.contextmanager
+def command(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """`python -m cluster.local`, which is told to end with the context."""
+    started = subprocess.Popen(
         [sys.executable, "-m", "cluster.local", *options], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert command.stdout
-        address = command.stdout.readline().split()[1].removeprefix("RAY_ADDRESS=")
-        (head,) = alive(address)
+        yield started
+    finally:
+        started.send_signal(signal.SIGINT)
+        started.communicate()
+
+
+def exported(started: subprocess.Popen[str]) -> dict[str, str]:
+    """What a shell would take from the first line that the command prints."""
+    assert started.stdout
+    exports, *variables = shlex.split(started.stdout.readline(), comments=True)
+    assert exports == "export"
+    return dict(variable.split("=", maxsplit=1) for variable in variables)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+def test_the_command_ends_with_all_that_it_started(number: int) -> None:
+    with command("--nodes", "0", *(["--isolated"] if ISOLATED else [])) as started:
+        (head,) = alive(exported(started)["RAY_ADDRESS"])
         name = head.rpartition("-")[0]
         assert left_of(name)
-    finally:
-        command.send_signal(number)
-        command.communicate()
-    assert command.returncode == 0
+        started.send_signal(number)
+        started.wait()
+    assert started.returncode == 0
     assert not left_of(name)
+
+
+# One worker with a GPU that is nowhere, and none that is small enough for this test by itself.
+MANIFEST = """
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata: {name: small, namespace: tests}
+spec:
+  authOptions: {mode: token}
+  headGroupSpec:
+    rayStartParams: {num-cpus: "0"}
+    template:
+      spec:
+        containers:
+          - name: ray-head
+            resources: {limits: {cpu: "2", memory: 8Gi}}
+  workerGroupSpecs:
+    - groupName: gpu-workers
+      replicas: 1
+      rayStartParams: {object-store-memory: "2000000000"}
+      template:
+        spec:
+          containers:
+            - name: ray-worker
+              env:
+                - {name: HEAD, value: "small-head-svc.tests.svc:1"}
+              resources: {limits: {cpu: "20", memory: 40Gi, nvidia.com/gpu: 3}}
+"""
+
+
+def get(address: str, path: str, token: str) -> Any:
+    """What the head answers, as JSON."""
+    request = urllib.request.Request(f"{address}/{path}", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def environments(name: str) -> list[dict[str, str]]:
+    """Of all processes of a node."""
+    found = [Path(f"/proc/{process}/environ").read_text().split("\0") for process in find_processes(name)]
+    return [dict(line.split("=", maxsplit=1) for line in lines if "=" in line) for lines in found]
+
+
+def test_a_manifest_is_started_on_ports_that_are_free_and_asks_for_its_token(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(MANIFEST)
+    with command("--manifest", str(tmp_path / "cluster.yaml"), "--scale", "0.1") as started:
+        variables = exported(started)
+        address, path = variables["RAY_ADDRESS"], Path(variables["RAY_AUTH_TOKEN_PATH"])
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert address.startswith("http://127.0.0.1:")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            get(address, "api/jobs/", "wrong")
+        nodes = get(address, "api/v0/nodes?detail=1", path.read_text())["data"]["result"]["result"]
+        resources = {node["is_head_node"]: node["resources_total"] for node in nodes}
+        assert "CPU" not in resources[True]
+        assert "GPU" not in resources[True]
+        assert resources[False]["memory"] == 4 << 30
+        assert {kind: resources[False][kind] for kind in ("CPU", "GPU")} == {"CPU": 2, "GPU": 3}
+        assert resources[False]["object_store_memory"] == 200_000_000
+        (name,) = [node["node_name"] for node in nodes if not node["is_head_node"]]
+        for environment in environments(name):
+            assert environment["RAY_NODE_TYPE_NAME"] == "gpu-workers"
+            assert environment["HEAD"].endswith(":1")
+            assert "head-svc" not in environment["HEAD"]
+            assert environment[LOGICAL_GPUS] == "1"
+    assert not left_of(name.rpartition("-")[0])
+    assert not path.exists()
+
+
+# ---- without starting anything
+
+
+def gpus_of_nodes(monkeypatch: pytest.MonkeyPatch, folder: Path, here: str) -> list[str | None]:
+    """The GPUs that the processes of a head and two nodes of 2 GPUs see on a machine with those `here`."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", here)
+    pods = [Pod(group="g", replicas=2, start={"num-gpus": count}, environment={}) for count in ("0", "2")]
+    made = LocalCluster(Cluster(name="c", service="c", head=pods[0], workers=(pods[1],)), "c", folder, None)
+    made.ray = "127.0.0.1:1"
+    place = Place(name="c-0", address="127.0.0.1", isolated=False)
+    given = [made.environment(place, pod) for pod in (pods[0], pods[1], pods[1])]
+    assert {environment.get(LOGICAL_GPUS) for environment in given} == {"1" if made.gpus_by_name else None}
+    return [environment.get("CUDA_VISIBLE_DEVICES") for environment in given[1:]]
+
+
+def test_gpus_are_dealt_out_if_there_are_enough_and_are_names_alone_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert gpus_of_nodes(monkeypatch, tmp_path, "4,5,6,7") == ["4,5", "6,7"]
+    assert gpus_of_nodes(monkeypatch, tmp_path, "0,1,2") == [None, None]
+    assert gpus_of_nodes(monkeypatch, tmp_path, "") == [None, None]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1.5])
+def test_a_share_is_no_more_than_all(scale: float) -> None:
+    with pytest.raises(InputError, match=rf"--scale is {scale}; it must be above 0, and at most 1"):
+        Settings(scale=scale)
+
+
+def test_isolation_that_is_not_permitted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.local.can_isolate", lambda: False)
+    with (
+        pytest.raises(InputError, match="--isolated: network namespaces need root"),
+        local_cluster(Settings(isolated=True)),
+    ):
+        pass
