@@ -8,6 +8,7 @@ whether an error can be mended by that, whether there was progress, how many nod
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +182,16 @@ def _raise_if_final(error: WorkerGroupError | ControllerError) -> None:
     for cause in causes:
         if isinstance(cause, FINAL):
             raise cause from error
+        if "no GPUs found" in str(cause):  # so says NCCL, which is set up before anything of ours runs in a rank
+            raise InputError(_no_cuda(str(cause))) from error
+
+
+def _no_cuda(said: str) -> str:
+    node = re.search(r"ip=([^,)]+)", said)
+    return (
+        f"{node[1] if node else 'a node'}: says that it has GPUs, but CUDA finds none there; mend its driver or image, "
+        f"or start it with --num-gpus 0. To rehearse without GPUs, set {LOGICAL_GPUS}=1 in every process of the cluster"
+    )
 
 
 def _cause(error: WorkerGroupError | ControllerError) -> str:
@@ -274,18 +285,18 @@ def _wait_for_nodes(placement: Placement, with_gpus: bool = False) -> _Group:
 def _autoscaled() -> bool:
     """Whether nodes come when they are asked for.
 
-    Ray's own record of the kinds of nodes that could come stays empty (2.58), and each cluster of KubeRay's says that
-    it has autoscaler v2; but only where it has one is the head's own monitor, which starts no nodes, left out.
+    Ray's own record of the kinds of nodes that could come stays empty (2.58), and every cluster of KubeRay's says that
+    it has autoscaler v2. Where that is true the head, in whose pod drivers run, starts no monitor of its own.
     """
-    command = os.environ.get("KUBERAY_GEN_RAY_START_CMD")
-    return "--no-monitor" in command if command else is_autoscaler_v2(fetch_from_server=True)
+    start_of_head = os.environ.get("KUBERAY_GEN_RAY_START_CMD", "--no-monitor")
+    return is_autoscaler_v2(fetch_from_server=True) and "--no-monitor" in start_of_head
 
 
 def _asking(placement: Placement, with_gpus: bool) -> Iterator[None]:
-    """Asks the autoscaler for nodes from step to step, until it is closed; nothing is left of it then.
+    """Asks the autoscaler for nodes, one look at a time, until it is closed; nothing is left of it then.
 
     A placement group that waits asks for distinct nodes and ends with the driver, however that ends. It reserves
-    nothing before all of its nodes are there; then it has to go, for the ranks need what it has reserved.
+    nothing before all of its nodes are there; then it goes, for the ranks need what it has reserved.
     """
     while True:
         for bundles in _wishes(placement, with_gpus):
@@ -301,10 +312,10 @@ def _asking(placement: Placement, with_gpus: bool) -> Iterator[None]:
 
 
 def _wishes(placement: Placement, with_gpus: bool) -> list[list[dict[str, float]]]:
-    """What nodes to ask for, one after the other, as long as the autoscaler says that it has no such nodes.
+    """What nodes to ask for: the first, and the next each time that the autoscaler says it has no such nodes.
 
-    It brings all nodes of a group or none, so that --nodes has to come down to what there can be, as far as to
-    --min-nodes; and nobody says whether there can be GPUs.
+    It brings all nodes of a group or none, so that their number has to come down to what there can be, as far as to
+    `min_nodes`; and it does not say whether there can be nodes with GPUs before it was asked for some.
     """
     ranks = placement.ranks_per_node or 1
     kinds = [{"CPU": ranks, "GPU": ranks}]
