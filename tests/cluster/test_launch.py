@@ -249,6 +249,7 @@ def autoscaler(gcs: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("autoscaled")
 def test_nodes_that_are_missing_are_asked_for_down_to_as_many_as_there_can_be(tmp_path: Path) -> None:
     before = {node["NodeID"] for node in ray.nodes()}
