@@ -10,17 +10,12 @@ import logging
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
@@ -31,37 +26,18 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import preflight
 from cluster.errors import FINAL, InputError
+from cluster.nodes import Group, free_nodes, run_on, wait_for_nodes
 from cluster.placement import LOGICAL_GPUS, Placement
 from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync, ray_sync
 
 GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait for a lost one for ever
 MAX_FAILURES = 3  # in a row without a checkpoint between them
-ANSWER_S = 15.0
 RESULT_S = 120.0
-FREE_S = 10.0
 _log = logging.getLogger(__name__)
 
 Worker = Callable[[dict[str, Any], Rank, Sync], bool]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """The nodes that a group of ranks is started on, and what each rank gets."""
-
-    nodes: int
-    ranks_per_node: int
-    cpus_per_rank: int
-    gpus_per_rank: int
 
 
 @contextlib.contextmanager
@@ -113,7 +89,7 @@ def launch(
     with connected():
         reached, failures, with_gpus = progress(), 0, False
         while True:
-            group = _wait_for_nodes(placement, with_gpus)
+            group = wait_for_nodes(placement, with_gpus)
             with_gpus = group.gpus_per_rank > 0
             try:
                 if _run_group(worker, config(placement.nodes * group.ranks_per_node), placement, group):
@@ -142,9 +118,9 @@ def everywhere(placement: Placement, function: Callable[..., str], *arguments: A
     Raises InputError where the cluster stays too small.
     """
     with connected():
-        _wait_for_nodes(placement)
-        nodes = _answering(_fitting_nodes(placement, with_gpus=False))
-        asked = {node["NodeManagerAddress"]: _run_on(node["NodeID"], function, *arguments) for node in nodes}
+        wait_for_nodes(placement)
+        nodes = free_nodes(placement)
+        asked = {node["NodeManagerAddress"]: run_on(node["NodeID"], function, *arguments) for node in nodes}
         return {address: _result(task) for address, task in asked.items()}
 
 
@@ -155,7 +131,7 @@ def _result(task: ray.ObjectRef) -> str:
         return _first_line(error)
 
 
-def _run_group(worker: Worker, config: dict[str, Any], placement: Placement, group: _Group) -> bool:
+def _run_group(worker: Worker, config: dict[str, Any], placement: Placement, group: Group) -> bool:
     with tempfile.TemporaryDirectory(prefix="ray-train-") as records:
         trainer = TorchTrainer(
             _on_worker,
@@ -208,11 +184,11 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _backend(group: _Group) -> str:
+def _backend(group: Group) -> str:
     return "nccl" if group.gpus_per_rank and os.environ.get(LOGICAL_GPUS) != "1" else "gloo"
 
 
-def _strategy(group: _Group) -> str:
+def _strategy(group: Group) -> str:
     """With several ranks per node Ray has no strict form; their shares of the node's CPUs leave no room for more."""
     if group.nodes == 1:
         return "STRICT_PACK"
@@ -247,165 +223,9 @@ def _nodes_of_ranks() -> set[str]:
     return set(found)
 
 
-def _more_nodes(placement: Placement, group: _Group, mine: set[str]) -> bool:
+def _more_nodes(placement: Placement, group: Group, mine: set[str]) -> bool:
     """Whether nodes are free that this group lacks."""
     if placement.min_nodes is None or len(mine) >= placement.nodes:
         return False
-    free = _fitting_nodes(placement, with_gpus=group.gpus_per_rank > 0)
-    return any(node["NodeID"] not in mine for node in _answering(free))
-
-
-def _wait_for_nodes(placement: Placement, with_gpus: bool = False) -> _Group:
-    """Waits for nodes that are free and answer, saying what is missing; returns those to start on."""
-    start, told, settled = time.monotonic(), None, False
-    least, autoscaled = placement.min_nodes or placement.nodes, _autoscaled()
-    with contextlib.closing(_asking(placement, with_gpus)) as asking:
-        while True:
-            nodes = _answering(_fitting_nodes(placement, with_gpus))
-            waited = time.monotonic() - start
-            early = waited < min(FREE_S, placement.wait_s)
-            # Those of a group that has just ended are free a moment later, and need not be asked for.
-            settled = settled or not early or not _any_busy()
-            # All are asked for, also where fewer will do: those on their way at the start make room for more ranks.
-            if autoscaled and settled and len(nodes) < placement.nodes:
-                next(asking)
-            if len(nodes) >= (least if settled and not (early and autoscaled) else placement.nodes):
-                shares = [_share(node["Resources"], placement) for node in nodes]
-                fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
-                return replace(fewest, nodes=min(len(nodes), placement.nodes))
-            missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
-            if waited > placement.wait_s:
-                raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
-            if missing != told and len(nodes) < least:
-                print(f"waiting for nodes: {missing}", flush=True)
-                told = missing
-            time.sleep(1)
-
-
-def _autoscaled() -> bool:
-    """Whether nodes come when they are asked for.
-
-    Ray's own record of the kinds of nodes that could come stays empty (2.58), and every cluster of KubeRay's says that
-    it has autoscaler v2. Where that is true the head, in whose pod drivers run, starts no monitor of its own.
-    """
-    start_of_head = os.environ.get("KUBERAY_GEN_RAY_START_CMD", "--no-monitor")
-    return is_autoscaler_v2(fetch_from_server=True) and "--no-monitor" in start_of_head
-
-
-def _asking(placement: Placement, with_gpus: bool) -> Iterator[None]:
-    """Asks the autoscaler for nodes, one look at a time, until it is closed; nothing is left of it then.
-
-    A placement group that waits asks for distinct nodes and ends with the driver, however that ends. It reserves
-    nothing before all of its nodes are there; then it goes, for the ranks need what it has reserved.
-    """
-    while True:
-        for bundles in _wishes(placement, with_gpus):
-            group = placement_group(bundles, strategy="STRICT_SPREAD")
-            try:
-                while not (placed := _is_placed(group)) and not _is_refused(group):
-                    yield
-            finally:
-                remove_placement_group(group)
-            if placed:
-                yield
-                break
-
-
-def _wishes(placement: Placement, with_gpus: bool) -> list[list[dict[str, float]]]:
-    """What nodes to ask for: the first, and the next each time that the autoscaler says it has no such nodes.
-
-    It brings all nodes of a group or none, so that their number has to come down to what there can be, as far as to
-    `min_nodes`; and it does not say whether there can be nodes with GPUs before it was asked for some.
-    """
-    ranks = placement.ranks_per_node or 1
-    kinds = [{"CPU": ranks, "GPU": ranks}]
-    if not with_gpus and not _gpu_nodes():
-        kinds.append({"CPU": ranks})
-    sizes = range(placement.nodes, (placement.min_nodes or placement.nodes) - 1, -1)
-    return [[kind] * size for kind in kinds for size in sizes]
-
-
-def _is_placed(group: PlacementGroup) -> bool:
-    return bool(placement_group_table(group)["state"] == "CREATED")
-
-
-def _is_refused(group: PlacementGroup) -> bool:
-    """Whether the autoscaler has said that it cannot bring these nodes."""
-    status = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=ANSWER_S)
-    refused = GetClusterStatusReply.FromString(status).autoscaling_state.infeasible_gang_resource_requests
-    return any(group.id.hex() in request.details for request in refused)
-
-
-def _how_to_go_on(placement: Placement, present: int) -> str:
-    ranks = placement.ranks_per_node
-    needs = "a GPU or a CPU" if ranks is None else f"room for {ranks} ranks"
-    fewer = f" or start with --nodes {present} or --min-nodes {present}" if present else ""
-    return f"each needs {needs}; add nodes{fewer} (--wait-s {placement.wait_s:.0f})"
-
-
-def _any_busy() -> bool:
-    free = ray._private.state.available_resources_per_node()
-    return any(free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0) for node in _alive_nodes())
-
-
-def _fitting_nodes(placement: Placement, with_gpus: bool) -> list[dict[str, Any]]:
-    """Nodes that hold their ranks and do nothing else.
-
-    Where any node has GPUs, or had (`with_gpus`), those without are no place to train.
-    """
-    free = ray._private.state.available_resources_per_node()
-    gpu_nodes = _gpu_nodes()
-    fitting = []
-    for node in gpu_nodes if gpu_nodes or with_gpus else _alive_nodes():
-        share, left = _share(node["Resources"], placement), free.get(node["NodeID"], {})
-        if share and all(
-            left.get(kind, 0) >= share.ranks_per_node * each
-            for kind, each in (("CPU", share.cpus_per_rank), ("GPU", share.gpus_per_rank))
-        ):
-            fitting.append(node)
-    return fitting
-
-
-def _alive_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _gpu_nodes() -> list[dict[str, Any]]:
-    return [node for node in _alive_nodes() if node["Resources"].get("GPU")]
-
-
-def _share(resources: dict[str, float], placement: Placement) -> _Group | None:
-    """What a rank of a node gets; None where the node is too small."""
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    ranks = placement.ranks_per_node or max(1, gpus)
-    if cpus < ranks or (gpus and gpus < ranks):
-        return None
-    return _Group(nodes=1, ranks_per_node=ranks, cpus_per_rank=cpus // ranks, gpus_per_rank=1 if gpus else 0)
-
-
-def _answering(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The nodes that run a task now: Ray lists a node for a while after it was lost, and one that is being taken."""
-    asked = {_run_on(node["NodeID"], preflight.answer): node for node in nodes}
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
-    for task in late:
-        ray.cancel(task, force=True)
-    return [asked[task] for task in ready if _succeeded(task)]
-
-
-@cache
-def _remote(function: Callable[..., Any]) -> Any:
-    return ray.remote(num_cpus=0, max_retries=0)(function)
-
-
-def _run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
-    """Starts a function on a node, besides whatever runs there."""
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _remote(function).options(scheduling_strategy=there).remote(*arguments)
-
-
-def _succeeded(task: ray.ObjectRef) -> bool:
-    try:
-        ray.get(task)
-    except ray.exceptions.RayError:
-        return False
-    return True
+    free = free_nodes(placement, with_gpus=group.gpus_per_rank > 0)
+    return any(node["NodeID"] not in mine for node in free)

@@ -15,13 +15,10 @@ probes, restarts, volumes, security contexts, limits, network policies, names of
 """
 
 import contextlib
-import ipaddress
 import itertools
-import json
 import os
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +35,7 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from cluster.errors import InputError, one_line_errors
 from cluster.manifest import GCS_PORT, Cluster, Pod, read_cluster, start_command
+from cluster.network import Network, Place, can_isolate, new_name, new_network
 from cluster.placement import LOGICAL_GPUS
 
 MARK = "LOCAL_CLUSTER_NODE"  # names the node in the environment of every process of it
@@ -70,92 +68,6 @@ class Settings:
             raise InputError(f"--scale is {self.scale}; it must be above 0, and at most 1")
 
 
-# ---- places: this machine as it is, or network namespaces on a bridge
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a node runs; a namespace and the outer end of its link have the place's name."""
-
-    name: str
-    address: str
-    isolated: bool
-
-    def command(self) -> list[str]:
-        """What a command has to begin with to run here."""
-        return ["ip", "netns", "exec", self.name] if self.isolated else []
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A bridge of this machine, and the namespaces that are linked to it."""
-
-    name: str
-    subnet: ipaddress.IPv4Network
-    stack: contextlib.ExitStack
-
-    @property
-    def gateway(self) -> str:
-        """This machine's address on the bridge."""
-        return str(self.subnet[1])
-
-    def add(self, number: int) -> Place:
-        """A new namespace with a link, eth0, to the bridge. Without a default route: nothing outside is needed."""
-        place = Place(name=f"{self.name}-{number}", address=str(self.subnet[number + 2]), isolated=True)
-        _ip("netns", "add", place.name)
-        self.stack.callback(_ip, "netns", "delete", place.name)
-        _ip("link", "add", place.name, "type", "veth", "peer", "name", "eth0", "netns", place.name)
-        # It would go with the namespace, but some time later.
-        self.stack.callback(_ip, "link", "delete", place.name)
-        _ip("link", "set", place.name, "master", self.name, "up")
-        _ip("-n", place.name, "address", "add", f"{place.address}/24", "dev", "eth0")
-        _ip("-n", place.name, "link", "set", "eth0", "up")
-        _ip("-n", place.name, "link", "set", "lo", "up")
-        return place
-
-
-@contextlib.contextmanager
-def new_network(name: str) -> Iterator[Network]:
-    """A bridge of that name on a subnet that nobody here uses; it and all on it end with the context."""
-    with contextlib.ExitStack() as stack:
-        network = Network(name=name, subnet=_free_subnet(), stack=stack)
-        _ip("link", "add", name, "type", "bridge")
-        stack.callback(_ip, "link", "delete", name)
-        _ip("address", "add", f"{network.gateway}/24", "dev", name)
-        _ip("link", "set", name, "up")
-        yield network
-
-
-def can_isolate() -> bool:
-    """Whether this process may make bridges and network namespaces: it tries."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        return False
-    try:
-        with new_network(_new_name()) as network:
-            subprocess.run([*network.add(0).command(), "true"], check=True, capture_output=True)
-    except subprocess.CalledProcessError:
-        return False
-    return True
-
-
-def _free_subnet() -> ipaddress.IPv4Network:
-    routes = json.loads(_ip("-4", "-json", "route", "show") or "[]")
-    used = [ipaddress.IPv4Network(route["dst"]) for route in routes if route["dst"] != "default"]
-    while True:
-        subnet = ipaddress.IPv4Network(f"10.{secrets.randbelow(256)}.{secrets.randbelow(256)}.0/24")
-        if not any(subnet.overlaps(other) for other in used):
-            return subnet
-
-
-def _ip(*arguments: str) -> str:
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _new_name() -> str:
-    # Short: with a node's number it is the name of an interface, which ends at 15 characters.
-    return f"ray{secrets.token_hex(3)}"
-
-
 # ---- nodes
 
 
@@ -165,7 +77,7 @@ class Node:
     def __init__(self, place: Place, process: subprocess.Popen[bytes], log: Path) -> None:
         self.name = place.name
         self.address = place.address
-        self._isolated = place.isolated
+        self._place = place
         self._process = process
         self._log = log
 
@@ -180,9 +92,7 @@ class Node:
 
     def cut(self) -> None:
         """Takes the node's link down: it runs on, but nobody hears of it."""
-        if not self._isolated:
-            raise RuntimeError(f"{self.name} has no link of its own to cut; start the cluster with isolated=True")
-        _ip("link", "set", self.name, "down")
+        self._place.cut()
 
     def wait_until_started(self) -> None:
         """Returns when the cluster knows the node as alive: `ray start` says so then."""
@@ -417,7 +327,7 @@ def local_cluster(settings: Settings) -> Iterator[LocalCluster]:
     """Starts a head and the worker nodes; nothing of them outlives the context."""
     if settings.isolated and not can_isolate():
         raise InputError("--isolated: network namespaces need root and iproute2 (ip), and a container may forbid them")
-    pods, name = _pods(settings), _new_name()
+    pods, name = _pods(settings), new_name()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
         network = stack.enter_context(new_network(name)) if settings.isolated else None

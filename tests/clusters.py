@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.local import LocalCluster, Settings, can_isolate, local_cluster
+from cluster.local import LocalCluster, Settings, local_cluster
+from cluster.network import can_isolate
 
 ISOLATED = can_isolate()
 # A node that does not answer is missed after seconds instead of Ray's minute.

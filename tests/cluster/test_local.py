@@ -19,8 +19,9 @@ from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
 
 from cluster.errors import InputError
-from cluster.local import LocalCluster, Place, Settings, find_processes, local_cluster
+from cluster.local import LocalCluster, Settings, find_processes, local_cluster
 from cluster.manifest import Cluster, Pod
+from cluster.network import Place
 from cluster.placement import LOGICAL_GPUS
 from tests.clusters import ISOLATED, two_nodes
 
