@@ -9,15 +9,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test soak monitor prometheus manifests gpu lint format constraints clean
+.PHONY: demo test soak monitor prometheus kubectl manifests gpu lint format constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m deblur.demo
 
-test: lint prometheus
+test: lint prometheus kubectl
 	$(BIN)/python -m pytest
 
-soak: $(READY) prometheus
+soak: $(READY) prometheus kubectl
 	$(BIN)/python -m pytest -m soak
 
 monitor: $(READY)
@@ -28,6 +28,13 @@ prometheus:
 	@command -v promtool >/dev/null || { echo "installing the package prometheus"; \
 	  apt-get update -qq; apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } || \
 	  { echo "promtool is missing: install Prometheus (as root on Debian: apt-get install prometheus)"; exit 1; }
+
+# The tests render the overlays with it.
+kubectl:
+	@command -v kubectl >/dev/null || { echo "installing the package kubernetes-client"; \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends kubernetes-client >/dev/null; } || true
+	@kubectl kustomize k8s/overlays/spot >/dev/null || \
+	  { echo "kubectl is missing or older than 1.27 (as Debian's before 13): kubernetes.io/docs/tasks/tools"; exit 1; }
 
 manifests: $(READY)
 	$(BIN)/python k8s/rayjobs.py
