@@ -5,6 +5,7 @@ Exception
 │   └── NotFound          the object or file does not exist
 ├── DamagedError          bytes are not what their index or manifest says; read once more before it is raised
 ├── StorageUnavailable    storage did not answer in spite of retries; a later start may succeed
+├── RanksFailed           ranks failed again and again without coming further
 └── Diverged              the numbers of the training are no longer finite
 """
 
@@ -29,11 +30,15 @@ class StorageUnavailable(Exception):
     """Storage failed for longer than the retries last."""
 
 
+class RanksFailed(Exception):
+    """Ranks were started again and failed, several times without progress."""
+
+
 class Diverged(Exception):
     """Several updates in a row had gradients that were not finite."""
 
 
-FINAL = (InputError, DamagedError, StorageUnavailable, Diverged)
+FINAL = (InputError, DamagedError, StorageUnavailable, RanksFailed, Diverged)
 
 
 @contextlib.contextmanager

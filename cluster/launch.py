@@ -9,8 +9,10 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -23,11 +25,13 @@ from ray.train import (
     PreemptionError,
     RunConfig,
     ScalingConfig,
+    UserCallback,
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from cluster.errors import FINAL, InputError
+from cluster.errors import FINAL, InputError, RanksFailed
 from cluster.nodes import Group, free_nodes, run_on, wait_for_nodes
 from cluster.placement import LOGICAL_GPUS, Placement
 from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync, ray_sync
@@ -41,50 +45,44 @@ Worker = Callable[[dict[str, Any], Rank, Sync], bool]
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[str]:
+def connected(quiet: bool = False) -> Iterator[str]:
     """In the cluster of RAY_ADDRESS, or in one that is started on this machine and ends with the context.
 
-    The address at which the cluster reaches this machine.
+    The address at which the cluster reaches this machine. With `quiet` what other processes print stays in Ray's logs.
     """
+    _set_up_ray_train()
     if ray.is_initialized():
         yield ray.util.get_node_ip_address()
         return
-    _connect()
+    ray.init(logging_level="WARNING", log_to_driver=not quiet)
     try:
         yield ray.util.get_node_ip_address()
     finally:
         ray.shutdown()  # and with it the ranks' last lines are printed
 
 
-def _connect() -> None:
+def _set_up_ray_train() -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon a rank that died is missed
     # Ray would print each line of a rank twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    ray.init(logging_level="WARNING")
-
-
-def _reconnect() -> None:
-    """Begins a new job of Ray's.
-
-    What Ray Train had reserved for a group that died while it was being started belongs to the job, and is given back
-    with it alone (tried with Ray 2.58: the placement group outlives its controller).
-    """
-    ray.shutdown()
-    _connect()
 
 
 def launch(
-    worker: Worker, config: Callable[[int], dict[str, Any]], placement: Placement, progress: Callable[[], int]
+    worker: Worker,
+    config: Callable[[int], dict[str, Any]],
+    placement: Placement,
+    progress: Callable[[], int],
+    callbacks: Sequence[UserCallback] = (),
 ) -> None:
     """Runs `worker(config, rank, sync)` on every rank, again and again until it returns True on the first rank.
 
     It returns False to be started again with the nodes that are there then. `config` is asked for each group, told how
     many ranks are wanted, and must give plain values: they are written into Ray's own records. `progress` tells in any
-    growing number how far the work is committed: groups that fail are started again as long as it grows. Raises
-    InputError where the cluster stays too small for `wait_s`, what the worker raised where that is final, and Ray's
-    error after `MAX_FAILURES` failures without progress.
+    growing number how far the work is committed: groups that fail are started again as long as it grows. `callbacks`
+    hear what the ranks report. Raises InputError where the cluster stays too small for `wait_s`, what the worker raised
+    where that is final, and RanksFailed after `MAX_FAILURES` failures without progress.
     """
     with connected():
         reached, failures, with_gpus = progress(), 0, False
@@ -92,24 +90,24 @@ def launch(
             group = wait_for_nodes(placement, with_gpus)
             with_gpus = group.gpus_per_rank > 0
             try:
-                if _run_group(worker, config(placement.nodes * group.ranks_per_node), placement, group):
+                if _run_group(worker, config(placement.nodes * group.ranks_per_node), placement, group, callbacks):
                     return
             except PreemptionError:
                 print("a node was taken away before the ranks could leave it; starting again", flush=True)
             except (WorkerGroupError, ControllerError) as error:
                 _raise_if_final(error)
+                if placement.others and _came_too_late(error):
+                    continue
                 now = progress()
                 failures = 1 if now > reached else failures + 1
                 reached = now
                 if failures > MAX_FAILURES:
-                    raise
+                    raise RanksFailed(f"{failures} times without progress; the last time {_cause(error)}") from error
                 print(
                     f"{_cause(error)}; starting again from {now} (failure {failures} of at most {MAX_FAILURES} "
                     "without progress)",
                     flush=True,
                 )
-                if isinstance(error, ControllerError):
-                    _reconnect()
 
 
 def everywhere(placement: Placement, function: Callable[..., str], *arguments: Any) -> dict[str, str]:
@@ -131,7 +129,9 @@ def _result(task: ray.ObjectRef) -> str:
         return _first_line(error)
 
 
-def _run_group(worker: Worker, config: dict[str, Any], placement: Placement, group: Group) -> bool:
+def _run_group(
+    worker: Worker, config: dict[str, Any], placement: Placement, group: Group, callbacks: Sequence[UserCallback]
+) -> bool:
     with tempfile.TemporaryDirectory(prefix="ray-train-") as records:
         trainer = TorchTrainer(
             _on_worker,
@@ -146,10 +146,23 @@ def _run_group(worker: Worker, config: dict[str, Any], placement: Placement, gro
             run_config=RunConfig(
                 # Ray is given no checkpoint, so its records are of no use after the group has ended.
                 storage_path=records,
+                callbacks=list(callbacks),
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             ),
         )
-        return bool(trainer.fit().return_value)
+        with _interrupts_as_before():
+            return bool(trainer.fit().return_value)
+
+
+@contextlib.contextmanager
+def _interrupts_as_before() -> Iterator[None]:
+    """Ray Train leaves a handler of SIGINT behind that keeps its controller, and what that has reserved, alive."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _raise_if_final(error: WorkerGroupError | ControllerError) -> None:
@@ -160,6 +173,11 @@ def _raise_if_final(error: WorkerGroupError | ControllerError) -> None:
             raise cause from error
         if "no GPUs found" in str(cause):  # so says NCCL, which is set up before anything of ours runs in a rank
             raise InputError(_no_cuda(str(cause))) from error
+
+
+def _came_too_late(error: WorkerGroupError | ControllerError) -> bool:
+    """Whether another group took the nodes between the look at them and the start."""
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
 
 
 def _no_cuda(said: str) -> str:

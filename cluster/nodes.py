@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -43,11 +44,14 @@ def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
     Raises InputError where they are too few after `wait_s`.
     """
     start, told, settled = time.monotonic(), None, False
+    enough_at = start
     least, autoscaled = placement.min_nodes or placement.nodes, _autoscaled()
     with contextlib.closing(_asking(placement, with_gpus)) as asking:
         while True:
+            _give_back_what_the_dead_reserved()
             nodes = free_nodes(placement, with_gpus)
-            waited = time.monotonic() - start
+            now = time.monotonic()
+            waited = now - start
             early = waited < min(FREE_S, placement.wait_s)
             # Those of a group that has just ended are free a moment later, and need not be asked for.
             settled = settled or not early or not _any_busy()
@@ -59,7 +63,9 @@ def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
                 fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
                 return replace(fewest, nodes=min(len(nodes), placement.nodes))
             missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
-            if waited > placement.wait_s:
+            if placement.others and len(_fitting_nodes(placement, with_gpus, free=False)) >= least:
+                enough_at = now
+            if now - enough_at > placement.wait_s:
                 raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
             if missing != told and len(nodes) < least:
                 print(f"waiting for nodes: {missing}", flush=True)
@@ -73,6 +79,30 @@ def free_nodes(placement: Placement, with_gpus: bool = False) -> list[dict[str, 
     Where any node has GPUs, or had (`with_gpus`), those without are no place to train.
     """
     return _answering(_fitting_nodes(placement, with_gpus))
+
+
+def room(placement: Placement) -> int:
+    """How many groups of ranks of this placement the nodes that are free now hold beside each other."""
+    left = ray._private.state.available_resources_per_node()
+    nodes = free_nodes(placement)
+    if placement.nodes > 1:
+        return len(nodes) // placement.nodes
+    shares = [(_share(node["Resources"], placement), left.get(node["NodeID"], {})) for node in nodes]
+    return sum(_groups(share, free) for share, free in shares if share)
+
+
+def _give_back_what_the_dead_reserved() -> None:
+    """Removes what Ray Train reserved for groups that died while they were being started.
+
+    Ray 2.58 gives that back with the driver's end alone (tried: the placement group outlives its controller).
+    """
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    for information in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(information)
+        by_the_dead = group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil()
+        gone = group.state == PlacementGroupTableData.REMOVED
+        if by_the_dead and group.creator_job_id == job and not group.is_detached and not gone:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _autoscaled() -> bool:
@@ -141,18 +171,22 @@ def _any_busy() -> bool:
     return any(free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0) for node in _alive_nodes())
 
 
-def _fitting_nodes(placement: Placement, with_gpus: bool) -> list[dict[str, Any]]:
-    free = ray._private.state.available_resources_per_node()
+def _fitting_nodes(placement: Placement, with_gpus: bool, free: bool = True) -> list[dict[str, Any]]:
+    """Nodes with room for their ranks, or with `free=False` those that have it when nothing else runs there."""
+    left = ray._private.state.available_resources_per_node() if free else {}
     gpu_nodes = _gpu_nodes()
-    fitting = []
-    for node in gpu_nodes if gpu_nodes or with_gpus else _alive_nodes():
-        share, left = _share(node["Resources"], placement), free.get(node["NodeID"], {})
-        if share and all(
-            left.get(kind, 0) >= share.ranks_per_node * each
-            for kind, each in (("CPU", share.cpus_per_rank), ("GPU", share.gpus_per_rank))
-        ):
-            fitting.append(node)
-    return fitting
+    return [
+        node
+        for node in (gpu_nodes if gpu_nodes or with_gpus else _alive_nodes())
+        if (share := _share(node["Resources"], placement))
+        and _groups(share, left.get(node["NodeID"], {}) if free else node["Resources"])
+    ]
+
+
+def _groups(share: Group, left: dict[str, float]) -> int:
+    """How many groups what is left of a node holds."""
+    needs = {"CPU": share.cpus_per_rank, "GPU": share.gpus_per_rank}
+    return min(int(left.get(kind, 0) // (share.ranks_per_node * each)) for kind, each in needs.items() if each)
 
 
 def _alive_nodes() -> list[dict[str, Any]]:
@@ -165,7 +199,9 @@ def _gpu_nodes() -> list[dict[str, Any]]:
 
 def _share(resources: dict[str, float], placement: Placement) -> Group | None:
     """What a rank of a node gets; None where the node is too small."""
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    cpus, gpus = (int(resources.get(kind, 0)) // placement.groups_per_node for kind in ("CPU", "GPU"))
+    if resources.get("GPU") and not gpus:
+        return None
     ranks = placement.ranks_per_node or max(1, gpus)
     if cpus < ranks or (gpus and gpus < ranks):
         return None

@@ -19,3 +19,5 @@ class Placement:
     min_nodes: int | None = None
     ranks_per_node: int | None = None
     wait_s: float = 600.0
+    groups_per_node: int = 1
+    others: bool = False

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from ray.util.placement_group import placement_group_table
 
 from cluster import launch
-from cluster.errors import DamagedError, InputError
+from cluster.errors import DamagedError, InputError, RanksFailed
+from cluster.nodes import room, wait_for_nodes
 from cluster.placement import LOGICAL_GPUS, Placement
 from cluster.sync import Rank, Sync
 
@@ -111,7 +112,7 @@ def test_ranks_that_die_while_they_are_started_keep_no_nodes(
 @pytest.mark.soak
 def test_ranks_that_die_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "MAX_FAILURES", 1)
-    with pytest.raises(ray.train.WorkerGroupError):
+    with pytest.raises(RanksFailed, match=r"^2 times without progress; the last time rank 0 was lost: "):
         launch.launch(dying, lambda _: {"folder": str(tmp_path), "deaths": 99}, Placement(), progress=lambda: 0)
     assert starts(tmp_path) == 2
 
@@ -122,6 +123,25 @@ def test_a_node_that_works_for_others_is_waited_for(capsys: pytest.CaptureFixtur
     assert launch.everywhere(Placement(wait_s=60), _fine) == {ray.util.get_node_ip_address(): "fine"}
     assert "waiting for nodes: 0 of 1 nodes are there and free" in capsys.readouterr().out
     ray.get(busy)
+
+
+@pytest.mark.parametrize(("nodes", "groups", "fit"), [(1, 1, 1), (1, 2, 2), (2, 1, 0)])
+def test_groups_that_fit_beside_each_other_are_counted(nodes: int, groups: int, fit: int) -> None:
+    placement = Placement(nodes=nodes, groups_per_node=groups)
+    assert room(placement) == fit
+    busy = ray.remote(num_cpus=1)(_busy).remote()
+    ray.wait([busy], timeout=2)
+    assert room(placement) == fit - 1 if fit else fit == 0
+    ray.get(busy)
+
+
+def test_who_shares_the_cluster_waits_for_others_longer_than_for_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = ray.remote(num_cpus=1)(_busy).remote()
+    ray.wait([busy], timeout=2)
+    assert wait_for_nodes(Placement(wait_s=1, others=True)).cpus_per_rank == 2
+    ray.get(busy)
+    with pytest.raises(InputError, match="waited 1 s: 1 of 2 nodes"):
+        wait_for_nodes(Placement(nodes=2, wait_s=1, others=True))
 
 
 def _busy() -> None:
