@@ -27,11 +27,16 @@ def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
 
 def summary(index: Index, data: str, run_url: str, images_seen: int, total: int, batch_size: int) -> str:
     """What would run, in a few lines."""
-    splits = ", ".join(f"{split.num_samples:,} {name}" for name, split in index.splits.items())
     begin = f"goes on from {images_seen:,}" if images_seen else "starts at 0"
     return "\n".join(
         [
-            f"dataset  {join(data, INDEX)}: {splits}; digest {index.digest[:8]}",
+            dataset_line(index, data),
             f"run      {run_url}: {begin} of {total:,} images, {total // batch_size:,} updates of {batch_size}",
         ]
     )
+
+
+def dataset_line(index: Index, data: str) -> str:
+    """What a dataset has, in one line."""
+    splits = ", ".join(f"{split.num_samples:,} {name}" for name, split in index.splits.items())
+    return f"dataset  {join(data, INDEX)}: {splits}; digest {index.digest[:8]}"

@@ -25,6 +25,9 @@ from deblur.telemetry import Meter, numbers_of, progress
 from deblur.validation import validate, write_sample
 
 MAX_NONFINITE_IN_A_ROW = 5
+# What whoever started the ranks is told at a validation; Ray prints all of it.
+REPORTED = ("images_seen", "images_per_second", "ranks", "threads_per_rank")
+REPORTED += ("validation_psnr", "validation_ssim", "validation_blurred_psnr", "validation_blurred_ssim")
 _log = logging.getLogger(__name__)
 
 
@@ -122,6 +125,7 @@ def fit(
                     "epoch": images_seen // (plan.updates_per_epoch * plan.batch_size),
                     "generator_rate": generator_rate,
                     "critic_rate": critic_rate,
+                    "threads_per_rank": torch.get_num_threads(),
                 }
                 metrics = meter.report(images_seen, sync, more | quality)
                 bad.check(metrics["bad_samples"], images_seen - start)
@@ -129,7 +133,7 @@ def fit(
                     run.add_metrics(metrics)
                     print(progress(run.name, metrics, total), flush=True)
                 if record.validate:
-                    sync.report(quality | {"images_seen": images_seen})  # Ray prints all of it
+                    sync.report({name: metrics[name] for name in REPORTED if name in metrics})
             # In the middle of updates that were skipped there is nothing good to keep, unless the ranks end here.
             if record.checkpoint and rank.rank == 0 and (not skipped or record.stop or record.leave):
                 run.write_metrics()

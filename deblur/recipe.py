@@ -245,9 +245,13 @@ def to_json(recipe: Recipe) -> str:
 
 
 def from_json(text: str | bytes, place: str) -> Recipe:
-    """The recipe that `to_json` wrote. Raises InputError naming the place and the field."""
+    """The recipe that `to_json` wrote, or that stands as `recipe` in what a search found best.
+
+    Raises InputError naming the place and the field.
+    """
     try:
-        return _build(Recipe, json.loads(text), place)
+        values = json.loads(text)
+        return _build(Recipe, values.get("recipe", values) if isinstance(values, dict) else values, place)
     except (ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
@@ -256,7 +260,7 @@ def from_json(text: str | bytes, place: str) -> Recipe:
 
 def difference(old: Recipe, new: Recipe) -> list[str]:
     """One line for each field that differs: 'data.batch_size: 16 -> 8'."""
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
     return [f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
 
 
@@ -275,11 +279,12 @@ def _build(kind: type, values: Any, place: str) -> Any:
     return kind(**nested)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss": {"objective": x}} as {"loss.objective": x}."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def _at_least(name: str, value: float, smallest: float) -> None:

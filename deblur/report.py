@@ -23,6 +23,7 @@ from cluster.errors import InputError, NotFound, one_line_errors
 from cluster.storage import join, open_store
 from deblur.curves import PANELS, Metrics, Strip, detail_of, panel_svg, report_png
 from deblur.data import pictures
+from deblur.recipe import flat
 from deblur.run import Run
 
 _LABELS = ("blurred", "restored", "sharp")
@@ -62,7 +63,7 @@ def read(url: str) -> Told:
         recipe = {}
     except ValueError as error:
         raise InputError(f"{join(run.url, 'recipe.json')}: not JSON ({error})") from error
-    return Told(metrics=run.read_metrics(), recipe=_flat(recipe), samples=_samples(run))
+    return Told(metrics=run.read_metrics(), recipe=flat(recipe), samples=_samples(run))
 
 
 def page(runs: Mapping[str, Told]) -> str:
@@ -120,14 +121,6 @@ def differences(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 def _title(runs: Mapping[str, Told]) -> str:
     return " and ".join(runs)
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"loss": {"objective": x}} as {"loss.objective": x}."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _samples(run: Run) -> dict[int, Strip]:

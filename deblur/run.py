@@ -106,17 +106,21 @@ class Run:
 
         Lines of updates that were lost are dropped.
         """
-        try:
-            lines = self.store.get("metrics.jsonl").decode().splitlines()
-        except NotFound:
-            lines = []
-        self._lines = [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
+        self._lines = self.metrics_until(images_seen)
         old = self._old_history()
         if old:
             lost = max(0, old.images_seen - images_seen) // batch_size
             old = replace(old, restarts=old.restarts + 1, updates_lost=old.updates_lost + lost)
         self.history = replace(old or History(), images_seen=images_seen)
         self._note(self.history)
+
+    def metrics_until(self, images_seen: int) -> list[dict[str, Any]]:
+        """The lines of the work up to there; none before the first report."""
+        try:
+            lines = self.store.get("metrics.jsonl").decode().splitlines()
+        except NotFound:
+            return []
+        return [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
 
     def _old_history(self) -> History | None:
         try:
