@@ -93,6 +93,7 @@ TABLE = (
         "Notices that a node is going to be taken, over the run's whole life.",
     ),
     Declared("deblur_ranks_present", "gauge", "Ranks that train now."),
+    Declared("deblur_trial", "gauge", "1 of a trial of a search, which the search may end early; else 0."),
     # By the driver.
     Declared("deblur_ranks_wanted", "gauge", "Ranks of --nodes; what --min-nodes permits is below."),
 )
