@@ -1,7 +1,8 @@
 """Writes what repeats raycluster.yaml: `make manifests`
 
-rayjob.yaml and rayjob-kueue.yaml, the same cluster for one training each, and base/raycluster.yaml, which the overlays
-change (kustomize reads no file above the folder of a kustomization.yaml). Comments stay in raycluster.yaml.
+rayjob.yaml and rayjob-kueue.yaml, the same cluster for one training each, rayjob-tune.yaml, for a search, and
+base/raycluster.yaml, which the overlays change (kustomize reads no file above the folder of a kustomization.yaml).
+Comments stay in raycluster.yaml.
 """
 
 import re
@@ -63,10 +64,17 @@ spec:
   rayClusterSpec:
 """
 # Kueue admits the job when its quota has room for all pods at once, and takes it back by suspending it: a retry.
-KUEUE = {
+QUEUED = {
     "metadata:\n  name: deblur-train\n": "metadata:\n  name: deblur-train\n"
     "  labels:\n    kueue.x-k8s.io/queue-name: deblur  # a LocalQueue of this namespace\n",
     "spec:\n  entrypoint": "spec:\n  suspend: true  # until Kueue admits it\n  entrypoint",
+}
+SEARCH = {
+    "name: deblur-train": "name: deblur-tune",
+    "python -m deblur.train --nodes 4": "python -m deblur.tune --trials 20 --images 200000",
+    "the same command goes on from the newest checkpoint.": "the same command goes on with the search.",
+    # The search's driver, and 1.5 GB of processes for each trial at once.
+    "memory: 8Gi": "memory: 16Gi",
 }
 
 
@@ -83,16 +91,21 @@ def written(cluster: str) -> dict[str, str]:
     (image,) = set(re.findall(r"image: (.+)", ray_cluster))
     spec = ray_cluster.partition("\nspec:\n")[2]
     job = JOB.format(image=image) + textwrap.indent(spec, "  ")
-    queued = job
-    for text, other in KUEUE.items():
-        assert text in queued, text
-        queued = queued.replace(text, other, 1)
     files = {
         "base/raycluster.yaml": base,
         "rayjob.yaml": "---\n".join([*common, job]),
-        "rayjob-kueue.yaml": "---\n".join([*common, queued]),
+        "rayjob-kueue.yaml": "---\n".join([*common, changed(job, QUEUED)]),
+        "rayjob-tune.yaml": "---\n".join([*common, changed(job, SEARCH)]),
     }
     return {path: HEADER + text for path, text in files.items()}
+
+
+def changed(text: str, changes: dict[str, str]) -> str:
+    """A text with other words, each of which stands in it once."""
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 K8S = Path(__file__).parents[2] / "k8s"
-FILES = ["raycluster.yaml", "rayjob.yaml", "rayjob-kueue.yaml"]
+FILES = ["raycluster.yaml", "rayjob.yaml", "rayjob-kueue.yaml", "rayjob-tune.yaml"]
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 NAMES = FILES + OVERLAYS
 """Everything that a user applies, but monitoring/."""

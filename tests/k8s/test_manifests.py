@@ -12,6 +12,7 @@ from ray.autoscaler._private.kuberay import autoscaling_config
 
 from cluster.exporter import PORTS
 from cluster.sync import COLLECTIVE_TIMEOUT_S
+from deblur import tune
 from deblur.train import Settings, parse
 from tests.k8s.manifests import K8S, NAMES, OVERLAYS, Object, cluster_spec, containers, kind, objects, pods, volumes
 from tests.k8s.schemas import schema_of
@@ -89,6 +90,7 @@ def test_a_field_that_kuberay_does_not_know_is_found() -> None:
         ("raycluster.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("rayjob.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("rayjob-kueue.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
+        ("rayjob-tune.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("single-gpu", "gpu-workers", 1, 1, {"CPU": 8, "GPU": 1}),
         ("spot", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("autoscaling", "gpu-workers", 0, 8, {"CPU": 8, "GPU": 1}),
@@ -205,6 +207,21 @@ def test_a_job_trains_on_the_nodes_of_its_cluster_and_goes_on_after_a_retry(name
     assert job["spec"]["shutdownAfterJobFinishes"]
     labels = job["metadata"].get("labels", {})
     assert ("kueue.x-k8s.io/queue-name" in labels) == job["spec"].get("suspend", False) == (name == "rayjob-kueue.yaml")
+
+
+def test_a_search_has_trials_on_every_node_and_a_head_that_holds_them() -> None:
+    (job,) = kind("rayjob-tune.yaml", "RayJob")
+    python, dash_m, module, *flags = job["spec"]["entrypoint"].split()
+    assert (python, dash_m, module) == ("python", "-m", "deblur.tune")
+    settings, _ = tune.parse(flags)
+    assert settings.search is None  # from recipe and dataset: the same in every retry
+    assert settings.recipe.data.images
+    at_once = sum(group["replicas"] for group in groups("rayjob-tune.yaml")) // settings.nodes_per_trial
+    assert at_once == 4
+    limits = containers("rayjob-tune.yaml")["head"]["resources"]["limits"]
+    needed = at_once * 1.5e9 + bytes_of(containers("rayjob.yaml")["head"]["resources"]["limits"]["memory"])
+    assert bytes_of(limits["memory"]) > needed
+    assert job["spec"]["backoffLimit"] >= 3
 
 
 def test_spot_is_where_the_head_never_is() -> None:
