@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ Metrics = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl; keys may be mis
 Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all of one size, the sharp picture last
 
 # Okabe and Ito's colours, told apart with any colour vision; line styles tell them apart in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _STYLES = ("-", "--", ":")
 _WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 6.4, 100
 _FEW = 20  # points of a curve that are drawn as such
@@ -63,13 +64,13 @@ def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: 
     shown = {name: strip for name, strip in strips.items() if strip}
     inches = [_CURVES_INCHES, *(_strip_inches(strip) for strip in shown.values())]
     figure = Figure(figsize=(_WIDTH_INCHES, sum(inches) + 0.8), dpi=_DPI, layout="constrained")
-    figure.suptitle(_plain(title))
+    figure.suptitle(plain(title))
     rows = np.atleast_1d(figure.subfigures(len(inches), height_ratios=inches))
     for panel, axes in zip(PANELS, rows[0].subplots(2, 2).flat, strict=True):
         draw_panel(axes, panel, runs)
     for row, (name, strip) in zip(rows[1:], shown.items(), strict=True):
         if len(shown) > 1:
-            row.suptitle(_plain(name))
+            row.suptitle(plain(name))
         _draw_strip(row.subplots(2, len(strip), squeeze=False, height_ratios=_heights(strip)), strip)
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
@@ -78,11 +79,21 @@ def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: 
 
 def panel_svg(panel: Panel, runs: Mapping[str, Metrics]) -> str:
     """One panel as an SVG element, its words as text."""
-    svg = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title}):
+    with svg_settings(panel.title):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         draw_panel(figure.subplots(), panel, runs)
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        return figure_svg(figure)
+
+
+def svg_settings(title: str) -> AbstractContextManager[None]:
+    """Under these a figure is drawn the same each time, its words as text."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title})
+
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as an SVG element."""
+    svg = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     text = svg.getvalue()
     return text[text.index("<svg") :]
 
@@ -92,8 +103,8 @@ def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
     for (nth_run, (name, metrics)), (nth, (key, label)) in itertools.product(
         enumerate(runs.items()), enumerate(panel.curves.items())
     ):
-        colour = _COLOURS[(nth if len(runs) == 1 else nth_run) % len(_COLOURS)]
-        _curve(axes, metrics, key, label if len(runs) == 1 else f"{_plain(name)}: {label}", colour, _STYLES[nth])
+        colour = COLOURS[(nth if len(runs) == 1 else nth_run) % len(COLOURS)]
+        _curve(axes, metrics, key, label if len(runs) == 1 else f"{plain(name)}: {label}", colour, _STYLES[nth])
     axes.set(
         title=panel.title, ylabel=panel.unit, xlabel="images seen", yscale="log" if panel.logarithmic else "linear"
     )
@@ -111,14 +122,14 @@ def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
         axes.legend(handles=_keys(list(runs), list(panel.curves.values())), fontsize="small")
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name that matplotlib does not take for a formula."""
     return name.replace("$", r"\$")
 
 
 def _keys(names: list[str], labels: list[str]) -> list[Line2D]:
     """One line of the legend per run and, where a panel has several curves, one per curve."""
-    keys = [Line2D([], [], color=_COLOURS[nth % len(_COLOURS)], label=_plain(name)) for nth, name in enumerate(names)]
+    keys = [Line2D([], [], color=COLOURS[nth % len(COLOURS)], label=plain(name)) for nth, name in enumerate(names)]
     if len(labels) > 1:
         keys += [Line2D([], [], color="black", linestyle=_STYLES[nth], label=label) for nth, label in enumerate(labels)]
     return keys

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # One number for each purpose keeps their streams apart.
-_WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER = range(5)
+_WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER, _TRIAL, _SAMPLER = range(7)
 
 
 def _stream(purpose: int, seed: int, *key: int) -> np.random.Generator:
@@ -40,3 +40,13 @@ def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int]) -> tuple[list
     """(a permutation of the shards, the sample of that order at which the epoch begins)."""
     stream = _stream(_ORDER, seed, epoch)
     return stream.permutation(len(shard_sizes)).tolist(), int(stream.integers(sum(shard_sizes)))
+
+
+def trial(seed: int, number: int, parameter: int) -> float:
+    """In [0, 1): where in its range a parameter of a trial of a search lies."""
+    return float(_stream(_TRIAL, seed, number, parameter).random())
+
+
+def sampler_seed(seed: int, number: int) -> int:
+    """Seed of a sampler that is asked for one trial of a search."""
+    return int(_stream(_SAMPLER, seed, number).integers(2**32))

@@ -1,0 +1,139 @@
+"""The record of a search: what is kept, what is best, what it refuses to go on with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import lease as leases
+from cluster.errors import InputError
+from cluster.lease import Lease
+from deblur import recipe as recipes
+from deblur.search_table import counts, table
+from deblur.train import parse
+from deblur.trials import Search, Trial
+
+SETTINGS = {"recipe": {"seed": 0}, "space": {"critic_updates": "1:5"}, "first": [{"critic_updates": 1}]}
+
+
+def metrics(images_seen: int, psnr: float, **more: Any) -> dict[str, Any]:
+    values = {"images_seen": images_seen, "validation_psnr": psnr, "validation_ssim": psnr / 40, "ranks": 2}
+    return values | {"threads_per_rank": 4, "images_per_second": 10.0, "trial_id": "of Tune"} | more
+
+
+def trial(number: int, state: str, *curve: float) -> Trial:
+    made = Trial(number=number, values={"critic_updates": number + 1}, state=state)
+    for nth, psnr in enumerate(curve):
+        made.add(metrics(100 * (nth + 1), psnr))
+    return made
+
+
+def search(folder: Path, *trials: Trial, **settings: Any) -> Search:
+    made = Search(str(folder / "s"), recipes.demo(), "psnr", SETTINGS | settings)
+    made.trials += trials
+    return made
+
+
+def written(made: Search) -> Search:
+    with leases.held(made.url, expiry_s=0.1) as holder:
+        made.write(holder)
+    return made
+
+
+def test_a_validation_that_is_made_again_counts_once() -> None:
+    found = trial(0, "running", 25.0, 26.0)
+    assert not found.add(metrics(100, 99.0))
+    assert not found.add(metrics(200, 99.0))
+    assert found.add(metrics(300, 27.0))
+    assert [point["validation_psnr"] for point in found.curve] == [25.0, 26.0, 27.0]
+    assert "trial_id" not in found.curve[0]
+    assert (found.ranks, found.threads_per_rank) == (2, 4)
+
+
+def test_what_counts_is_the_newest_validation_not_the_luckiest(tmp_path: Path) -> None:
+    found = search(tmp_path, trial(0, "finished", 25.0, 29.0, 26.0), trial(1, "finished", 25.0, 26.0, 27.0))
+    assert [t.number for t in found.ranked()] == [1, 0]
+
+
+def test_the_best_is_one_that_came_to_the_end(tmp_path: Path) -> None:
+    found = search(tmp_path, trial(0, "stopped", 30.0), trial(1, "finished", 27.0), trial(2, "finished", 26.0))
+    assert found.best() is found.trials[1]
+    assert [t.number for t in found.ranked()] == [0, 1, 2]
+    assert search(tmp_path, trial(0, "stopped", 30.0), trial(1, "failed")).best() is None
+
+
+def test_another_metric_may_rank_them_otherwise(tmp_path: Path) -> None:
+    found = search(tmp_path, trial(0, "finished", 26.0), trial(1, "finished", 27.0))
+    found.trials[0].curve[-1]["validation_ssim"] = 0.99
+    found.metric = "ssim"
+    assert found.best() is found.trials[0]
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    failed = trial(1, "failed", 20.0)
+    failed.reason = "Diverged: not finite"
+    made = written(search(tmp_path, trial(0, "finished", 25.0, 26.0), failed, trial(2, "running")))
+    assert search(tmp_path).trials == made.trials
+    names = [told["name"] for told in json.loads((tmp_path / "s/search.json").read_text())["trials"]]
+    assert names == ["s-000", "s-001", "s-002"]
+
+
+def test_the_best_recipe_is_one_that_training_takes_as_it_is(tmp_path: Path) -> None:
+    made = written(search(tmp_path, trial(0, "finished", 25.0), trial(4, "finished", 26.0)))
+    best = tmp_path / "s/best.json"
+    assert parse(["--recipe", str(best)]).recipe == made.recipe_of(made.trials[1])
+    told = json.loads(best.read_text())
+    assert told["recipe"]["loss"]["critic_updates"] == 5
+    expected = {"trial": "s-004", "images_seen": 100, "ranks": 2, "threads_per_rank": 4, "validation_psnr": 26.0}
+    assert told.items() >= expected.items()
+
+
+def test_without_a_finished_trial_there_is_no_best(tmp_path: Path) -> None:
+    written(search(tmp_path, trial(0, "stopped", 25.0)))
+    assert not (tmp_path / "s/best.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"recipe": {"seed": 1}}, r"recipe\.seed: 0 -> 1"),
+        ({"space": {"critic_updates": "1:3"}}, r"space\.critic_updates: 1:5 -> 1:3"),
+        ({"space": {}}, r"space\.critic_updates: 1:5 -> None"),
+        ({"sampler": "tpe"}, r"sampler: None -> tpe"),
+    ],
+)
+def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    written(search(tmp_path, trial(0, "finished", 25.0)))
+    with pytest.raises(InputError, match=rf"s/search\.json: .* \({said}\); choose another --search, or the old"):
+        search(tmp_path, **change)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"search": {}, "trials": [{"no": 1}]}'])
+def test_a_record_that_is_none_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/search.json").write_text(text)
+    with pytest.raises(InputError, match=r"s/search\.json: not the record of a search"):
+        search(tmp_path)
+    assert (tmp_path / "s/search.json").read_text() == text
+
+
+def test_only_who_holds_the_search_writes_it(tmp_path: Path) -> None:
+    made = search(tmp_path, trial(0, "finished", 25.0))
+    with leases.held(made.url, expiry_s=0.1) as holder:
+        holder.lease = Lease(holder.lease.number, "somebody before")
+        with pytest.raises(InputError, match="another start has taken"):
+            made.write(holder)
+    assert not (tmp_path / "s/search.json").exists()
+
+
+def test_the_table_has_every_trial_best_first_and_why_one_failed(tmp_path: Path) -> None:
+    failed = trial(2, "failed")
+    failed.reason = "RanksFailed: out of memory"
+    found = search(tmp_path, trial(0, "stopped", 25.0), trial(1, "finished", 26.0), failed, trial(3, "running"))
+    lines = [line.split() for line in table(found).splitlines()]
+    assert lines[0] == ["trial", "state", "images", "PSNR", "SSIM", "images/s", "critic_updates"]
+    assert lines[1] == ["s-001", "finished", "100", "26.000", "0.6500", "10.0", "2"]
+    assert [line[0] for line in lines[1:]] == ["s-001", "s-000", "s-002", "s-003"]
+    assert table(found).splitlines()[3].endswith("3  RanksFailed: out of memory")
+    assert counts(found.trials) == "1 stopped, 1 finished, 1 failed, 1 running"
