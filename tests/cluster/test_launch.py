@@ -1,5 +1,6 @@
 """Groups of ranks under Ray Train: what is started again, what ends at once, and what is said."""
 
+import contextlib
 import json
 import os
 import time
@@ -117,35 +118,46 @@ def test_ranks_that_die_without_progress_end_the_run(tmp_path: Path, monkeypatch
     assert starts(tmp_path) == 2
 
 
+@contextlib.contextmanager
+def one_busy_cpu() -> Iterator[None]:
+    """One of the two works for somebody else for some seconds; before and after that both are free."""
+    wait_until_free(2)
+    busy = ray.remote(num_cpus=1)(_busy).remote()
+    wait_until_free(1)
+    yield
+    ray.get(busy)
+    wait_until_free(2)
+
+
+def wait_until_free(cpus: int) -> None:
+    (node,) = (node["NodeID"] for node in ray.nodes())
+    while ray._private.state.available_resources_per_node().get(node, {}).get("CPU", 0) != cpus:
+        time.sleep(0.1)
+
+
 def test_a_node_that_works_for_others_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
-    busy = ray.remote(num_cpus=1)(_busy).remote()
-    time.sleep(2)
-    assert launch.everywhere(Placement(wait_s=60), _fine) == {ray.util.get_node_ip_address(): "fine"}
+    with one_busy_cpu():
+        assert launch.everywhere(Placement(wait_s=60), _fine) == {ray.util.get_node_ip_address(): "fine"}
     assert "waiting for nodes: 0 of 1 nodes are there and free" in capsys.readouterr().out
-    ray.get(busy)
 
 
-@pytest.mark.parametrize(("nodes", "groups", "fit"), [(1, 1, 1), (1, 2, 2), (2, 1, 0)])
-def test_groups_that_fit_beside_each_other_are_counted(nodes: int, groups: int, fit: int) -> None:
-    placement = Placement(nodes=nodes, groups_per_node=groups)
-    assert room(placement) == fit
-    busy = ray.remote(num_cpus=1)(_busy).remote()
-    ray.wait([busy], timeout=2)
-    assert room(placement) == fit - 1 if fit else fit == 0
-    ray.get(busy)
+def test_groups_that_fit_beside_each_other_are_counted() -> None:
+    placements = [Placement(), Placement(groups_per_node=2), Placement(groups_per_node=3), Placement(nodes=2)]
+    wait_until_free(2)
+    assert list(map(room, placements)) == [1, 2, 0, 0]
+    with one_busy_cpu():
+        assert list(map(room, placements)) == [0, 1, 0, 0]
 
 
 def test_who_shares_the_cluster_waits_for_others_longer_than_for_nodes(capsys: pytest.CaptureFixture[str]) -> None:
-    busy = ray.remote(num_cpus=1)(_busy).remote()
-    ray.wait([busy], timeout=2)
-    assert wait_for_nodes(Placement(wait_s=1, others=True)).cpus_per_rank == 2
-    ray.get(busy)
+    with one_busy_cpu():
+        assert wait_for_nodes(Placement(wait_s=1, others=True)).cpus_per_rank == 2
     with pytest.raises(InputError, match="waited 1 s: 1 of 2 nodes"):
         wait_for_nodes(Placement(nodes=2, wait_s=1, others=True))
 
 
 def _busy() -> None:
-    time.sleep(6)
+    time.sleep(5)
 
 
 def _fine() -> str:

@@ -108,7 +108,8 @@ def committed_work(run: str, reached: int, before_kill: int) -> list[tuple[int, 
 PLANNED = [(epoch, position) for epoch in range(UPDATES // 10) for position in range(10 * BATCH)]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+# Four ranks are the hard case: DDP's buckets then change the order of sums.
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.soak), 4])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ranks: int) -> None:
     straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
     run_ranks(train_rank, num_ranks, tmp_path / "a", data, straight)
@@ -118,7 +119,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ra
     assert committed_work(killed, reached, before_kill) == PLANNED
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (2, 4)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), pytest.param(2, 4, marks=pytest.mark.soak)])
 def test_a_killed_run_goes_on_with_other_ranks_and_sees_each_sample_once(
     tmp_path: Path, data: str, before: int, after: int
 ) -> None:

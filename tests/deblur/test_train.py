@@ -178,6 +178,7 @@ def test_a_check_reads_writes_and_says_what_would_run_and_leaves_nothing(data: s
     assert not list(tmp_path.rglob("*.*"))
 
 
+@pytest.mark.soak
 def test_a_check_of_more_nodes_than_there_are_says_what_is_missing(data: str, tmp_path: Path) -> None:
     arguments = command("--data", data, "--runs", str(tmp_path), "--nodes", "2", "--check", "--wait-s", "0")
     done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=False)
