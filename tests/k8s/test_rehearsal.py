@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -24,8 +25,8 @@ from tests.fault_proxy import FaultProxy, Plan
 
 MANIFEST = Path(__file__).parents[2] / "k8s/raycluster.yaml"
 NODES = 4
-TRAIN = f"""python -m deblur.train --nodes {NODES} --recipe demo --run r --images 48 --crop 24 --generator.filters 4
-    --generator.blocks 1 --critic.filters 4""".split()
+SMALL = shlex.split("--recipe demo --images 48 --crop 24 --generator.filters 4 --generator.blocks 1 --critic.filters 4")
+TRAIN = ["python", "-m", "deblur.train", "--nodes", str(NODES), "--run", "r", *SMALL]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +127,8 @@ def test_four_ranks_on_four_nodes_train_from_bucket_to_bucket(rehearsal: Rehears
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_search_on_four_nodes_leaves_what_it_found_in_the_bucket(rehearsal: Rehearsal) -> None:
-    flags = [flag for flag in TRAIN[3:] if flag not in ("--nodes", str(NODES), "--run", "r")]
     search = ["--search", "s", "--trials", "3", "--nodes-per-trial", "2", "--grace-images", "24", "--sampler", "tpe"]
-    log = rehearsal.submit("python", "-m", "deblur.tune", *flags, *search)
+    log = rehearsal.submit("python", "-m", "deblur.tune", *SMALL, *search)
     assert "2 trials at once" in log
     store = open_store(join(rehearsal.runs, "s"))
     trials = json.loads(store.get("search.json"))["trials"]
