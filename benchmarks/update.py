@@ -1,0 +1,239 @@
+"""How fast an update of generator and critic is, beside the original's way to make it and beside the hardware's limit.
+
+python -m benchmarks.update --recipe paper --image-size 256 --batch-size 1 --steps 3 --json
+
+`naive` is a plain reading of DeblurGAN's code (github.com/KupynOrest/DeblurGAN, models/conditional_gan_model.py and
+losses.py): eager float32, Adam as it comes, gradients of the weights of critic and VGG in the generator step that
+nobody uses, features of the sharp picture with a graph, the critic's padding of 2. Both make updates in turns in one
+process. The ceiling is a large matrix product in the dtype in which ours multiplies.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from benchmarks import flops
+from benchmarks.machine import machine
+from cluster.errors import one_line_errors
+from cluster.sync import Rank
+from deblur import recipe as recipes
+from deblur.models.vgg import load_features
+from deblur.networks import autocast_for, build
+from deblur.recipe import Recipe, build_critic, build_generator
+from deblur.update import Updater
+
+CEILING_SIDE = {"cpu": 4096, "cuda": 16384}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    recipe: str = "paper"
+    """Preset; naive reads all of them with the paper's penalty."""
+    image_size: int | None = None
+    """Side of the pictures; else the recipe's crop."""
+    batch_size: int | None = None
+    """Pictures per update; else the recipe's."""
+    steps: int = 3
+    """Updates of each kind per turn."""
+    rounds: int = 3
+    """Turns."""
+    memory: bool = True
+    """Also measure the memory, in a process of its own for each kind."""
+    json: bool = False
+    """Print one line of JSON at the end."""
+
+
+class Naive:
+    """The original's update."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.loss, self.device = recipe.loss, device
+        self.generator, self.critic = build_generator(recipe).to(device), build_critic(recipe).to(device)
+        for module in self.critic.modules():
+            if isinstance(module, nn.Conv2d):
+                module.padding = (2, 2)  # ceil((4 - 1) / 2), models/networks.py, NLayerDiscriminator
+        self.features = load_features(recipe.loss.features, "random", None).to(device).requires_grad_(True)
+        betas = (recipe.adam.beta1, recipe.adam.beta2)
+        self.generator_adam = torch.optim.Adam(self.generator.parameters(), recipe.adam.generator_rate, betas)
+        self.critic_adam = torch.optim.Adam(self.critic.parameters(), recipe.adam.critic_rate, betas)
+
+    def update(self, blurred: Tensor, sharp: Tensor) -> None:
+        """One update of both networks on [B, 3, H, W] in [-1, 1]."""
+        restored = self.generator(blurred)
+        for _ in range(self.loss.critic_updates):
+            self.critic_adam.zero_grad()
+            gap = self.critic(restored.detach()).mean() - self.critic(sharp).mean()
+            (gap + self.loss.penalty_weight * self._penalty(sharp, restored.detach())).backward(retain_graph=True)
+            self.critic_adam.step()
+        self.generator_adam.zero_grad()
+        adversarial = -self.critic(restored).mean()
+        content = nn.functional.mse_loss(self.features(restored), self.features(sharp).detach())
+        (adversarial + self.loss.content_weight * content).backward()
+        self.generator_adam.step()
+
+    def _penalty(self, sharp: Tensor, restored: Tensor) -> Tensor:
+        mix = torch.rand(1, 1, device=self.device).expand(sharp.shape)  # one draw for the whole batch, as there
+        between = (mix * sharp + (1 - mix) * restored).requires_grad_()
+        scores = self.critic(between)
+        (gradient,) = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)
+        return (gradient.norm(2, dim=1) - 1).square().mean()  # over channels alone, as there
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """The preset with the pictures of the settings; random features, which cost as much as any."""
+    recipe = recipes.PRESETS[settings.recipe]()
+    data = replace(
+        recipe.data,
+        crop=settings.image_size or recipe.data.crop,
+        batch_size=settings.batch_size or recipe.data.batch_size,
+    )
+    return replace(recipe, data=data, loss=replace(recipe.loss, feature_weights="random"))
+
+
+def updates(recipe: Recipe, device: torch.device) -> dict[str, Callable[[], None]]:
+    """One update of each kind."""
+    updater, other = updater_of(recipe, device), Naive(recipe, device)
+    blurred, sharp, mixes = batch_of(recipe, device)
+    return {
+        "ours": lambda: _drop(updater.update(blurred, sharp, mixes)),
+        "naive": lambda: other.update(blurred, sharp),
+    }
+
+
+def updater_of(recipe: Recipe, device: torch.device) -> Updater:
+    """Networks with fresh weights on one rank."""
+    return build(recipe, load_features(recipe.loss.features, "random", None).to(device), Rank(device=device))
+
+
+def batch_of(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise in the shapes of `Updater.update`."""
+    shape = (recipe.data.batch_size, 3, recipe.data.crop, recipe.data.crop)
+    mixes = torch.full((recipe.loss.critic_updates, recipe.data.batch_size, 1, 1, 1), 0.5, device=device)
+    return *(2 * torch.rand(shape, device=device) - 1 for _ in range(2)), mixes
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """The figures, medians over turns."""
+    recipe = recipe_of(settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds = updates(recipe, device)
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for update in kinds.values():
+        update()  # warms up
+    for _ in range(settings.rounds):
+        for kind, update in kinds.items():
+            seconds[kind].append(_seconds(update, settings.steps, device))
+    median = {kind: statistics.median(found) for kind, found in seconds.items()}
+    counted = operations(recipe, device)
+    dtype = torch.bfloat16 if _is_bfloat16(recipe, device) else torch.float32
+    ceiling = matmul_rate(device, dtype)
+    figures = {
+        "images_per_second": recipe.data.batch_size / median["ours"],
+        "naive_images_per_second": recipe.data.batch_size / median["naive"],
+        "times_faster": median["naive"] / median["ours"],
+        "times_faster_of_each_round": [a / b for a, b in zip(seconds["naive"], seconds["ours"], strict=True)],
+        "gflop_per_update": counted["ours"] / 1e9,
+        "naive_gflop_per_update": counted["naive"] / 1e9,
+        "dtype": str(dtype).removeprefix("torch."),
+        "matmul_gflop_per_second": ceiling / 1e9,
+        "share_of_ceiling": counted["ours"] / median["ours"] / ceiling,
+        "floor_seconds": counted["ours"] / ceiling,
+        "seconds_per_update": median["ours"],
+    }
+    if settings.memory:
+        figures |= {f"{kind}_peak_bytes": _peak_bytes(kind, settings) for kind in kinds}
+    return figures
+
+
+def operations(recipe: Recipe, device: torch.device) -> dict[str, int]:
+    """Operations of one update of each kind, from the shapes."""
+    own, other = updater_of(recipe, device), Naive(recipe, device)
+    size = (recipe.data.batch_size, recipe.data.crop)
+
+    def count(formula: Callable[..., int], made: Updater | Naive) -> int:
+        parts = [flops.forward_of(part, *size) for part in (made.generator, made.critic, made.features)]
+        return formula(*parts, recipe.loss.critic_updates)
+
+    return {"ours": count(flops.ours, own), "naive": count(flops.naive, other)}
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Operations per second of a large matrix product: what the device can do at most."""
+    side = side or CEILING_SIDE[device.type]
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(_seconds(lambda: _drop(a @ b), 1, device) for _ in range(6))
+
+
+def _is_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    with autocast_for(recipe, device)():
+        return bool(torch.is_autocast_enabled(device.type))
+
+
+def _seconds(work: Callable[[], None], count: int, device: torch.device) -> float:
+    """Of one of `count`."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        work()
+    _wait(device)
+    return (time.perf_counter() - start) / count
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _drop(_: Tensor) -> None:
+    """Nothing waits for a result."""
+
+
+def _peak_bytes(kind: str, settings: Settings) -> int:
+    """What two updates take beside the process itself."""
+    context = get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_tell_peak, args=(kind, settings, queue))
+    process.start()
+    peak = int(queue.get())
+    process.join()
+    return peak
+
+
+def _tell_peak(kind: str, settings: Settings, queue: Any) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = recipe_of(settings)
+    before = _resident("VmRSS")
+    update = updates(recipe, device)[kind]
+    for _ in range(2):
+        update()
+    _wait(device)
+    queue.put(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM") - before)
+
+
+def _resident(which: str) -> int:
+    """Memory of this process: VmRSS now, VmHWM at most. (getrusage's maximum is that of the parent, at first.)"""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    with one_line_errors():
+        settings = tyro.cli(Settings, description=__doc__, prog="python -m benchmarks.update")
+        figures = measure(settings)
+    for name, value in figures.items():
+        print(f"{name:<30} {value}")
+    if settings.json:
+        print(json.dumps({"benchmark": "update", "machine": machine(), "settings": asdict(settings)} | figures))
+
+
+if __name__ == "__main__":
+    main()

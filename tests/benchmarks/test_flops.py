@@ -1,0 +1,74 @@
+"""Operations counted from shapes, against torch's own counter of what is really done."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import flops
+from benchmarks.update import Settings, batch_of, operations, recipe_of, updater_of, updates
+
+CPU = torch.device("cpu")
+
+
+class Counter(TorchDispatchMode):
+    """torch's formulas for each operation; its FlopCounterMode also follows modules, which autograd.grad breaks."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output)
+        return output
+
+
+def counted(work: Callable[[], None]) -> int:
+    with Counter() as counter:
+        work()
+    return counter.total
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_update_takes_as_many_operations_as_its_shapes_say(batch_size: int) -> None:
+    recipe = recipe_of(Settings(image_size=32, batch_size=batch_size))
+    small = {"generator": replace(recipe.generator, filters=8), "critic": replace(recipe.critic, filters=8)}
+    recipe = replace(recipe, **small)
+    done = {kind: counted(update) for kind, update in updates(recipe, CPU).items()}
+    assert done["ours"] == operations(recipe, CPU)["ours"]
+    # Where a stride of 2 leaves a rest, torch makes 5x5 gradients of weights in the penalty and cuts them to 4x4.
+    assert done["naive"] == pytest.approx(operations(recipe, CPU)["naive"], rel=0.01)
+
+
+def test_the_original_takes_about_nine_tenths_of_a_teraflop() -> None:
+    """By hand, of one picture of 256x256: models/networks.py with 64 filters, nine blocks, a padding of 2."""
+
+    def convolution(before: int, after: int, kernel: int, side: int) -> int:
+        return 2 * before * after * kernel**2 * side**2
+
+    blocks = 18 * convolution(256, 256, 3, 64)
+    around = 2 * (convolution(3, 64, 7, 256) + convolution(64, 128, 3, 128) + convolution(128, 256, 3, 64))
+    generator = flops.Forward(blocks + around, convolution(3, 64, 7, 256), 0)
+    layers = [(3, 64, 129), (64, 128, 65), (128, 256, 33), (256, 512, 34), (512, 1, 35)]
+    judged = [convolution(before, after, 4, side) for before, after, side in layers]
+    critic = flops.Forward(sum(judged), judged[0], judged[-1])
+    vgg = [(3, 64, 256), (64, 64, 256), (64, 128, 128), (128, 128, 128), (128, 256, 64), (256, 256, 64), (256, 256, 64)]
+    features = flops.Forward(sum(convolution(before, after, 3, side) for before, after, side in vgg), 0, 0)
+    by_hand = flops.naive(generator, critic, features, critic_updates=5)
+    found = operations(recipe_of(Settings(image_size=256, batch_size=1)), CPU)["naive"]
+    assert found == pytest.approx(by_hand, rel=0.05)
+    assert found == pytest.approx(0.9e12, rel=0.1)
+
+
+def test_counting_leaves_the_networks_as_they_are() -> None:
+    recipe = recipe_of(Settings(image_size=32, batch_size=1))
+    updater = updater_of(recipe, CPU)
+    before = [p.clone() for p in updater.critic.parameters()]
+    flops.forward_of(updater.critic, 1, 32)
+    assert all(torch.equal(a, b) for a, b in zip(before, updater.critic.parameters(), strict=True))
+    assert not any(m._forward_hooks for m in updater.critic.modules())
+    assert updater.update(*batch_of(recipe, CPU)).isfinite().all()

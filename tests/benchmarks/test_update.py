@@ -1,0 +1,19 @@
+"""A tiny measurement of updates: every figure is there and follows from the others."""
+
+import pytest
+
+from benchmarks import update
+from benchmarks.update import Settings, measure
+
+
+def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(update.CEILING_SIDE, "cpu", 64)
+    monkeypatch.setitem(update.CEILING_SIDE, "cuda", 64)
+    figures = measure(Settings(recipe="demo", image_size=32, batch_size=2, steps=1, rounds=2))
+    speeds = figures["images_per_second"], figures["naive_images_per_second"]
+    assert figures["times_faster"] == pytest.approx(speeds[0] / speeds[1])
+    assert figures["images_per_second"] == pytest.approx(2 / figures["seconds_per_update"])
+    assert figures["share_of_ceiling"] == pytest.approx(figures["floor_seconds"] / figures["seconds_per_update"])
+    assert len(figures["times_faster_of_each_round"]) == 2
+    assert figures["gflop_per_update"] < figures["naive_gflop_per_update"]
+    assert all(10e6 < figures[f"{kind}_peak_bytes"] < 4e9 for kind in ("ours", "naive"))
