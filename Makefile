@@ -1,6 +1,7 @@
 # make demo   sets everything up, trains on the sample photographs for some minutes, draws runs/demo/report.png
 # make test   sets everything up, checks style, runs the quick tests
 # make soak   the tests that take minutes
+# make long   those for which CI has no time left
 # make monitor RUN=runs/demo   a Prometheus on this machine that watches a run, with our alerts
 # make manifests   writes what repeats k8s/raycluster.yaml, and the dashboards
 # make gpu    the tests that need GPUs, in the Python that has them
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test soak monitor prometheus kubectl manifests gpu lint format constraints clean
+.PHONY: demo test soak long monitor prometheus kubectl manifests gpu lint format constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m deblur.demo
@@ -19,6 +20,9 @@ test: lint prometheus kubectl
 
 soak: $(READY) prometheus kubectl
 	$(BIN)/python -m pytest -m soak
+
+long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 monitor: $(READY)
 	$(BIN)/python k8s/monitoring/local.py $(RUN)

@@ -36,7 +36,7 @@ def score(trial: dict[str, Any]) -> float:
     return trial["curve"][-1]["validation_psnr"]
 
 
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_search_whose_driver_is_killed_goes_on_and_what_it_finds_is_found_again(tmp_path: Path) -> None:
     """Eight trials on the sample photographs, the second one hopeless. The limit is ten minutes on two cores."""
@@ -97,7 +97,7 @@ def test_trials_of_two_nodes_share_four_and_one_that_loses_a_rank_goes_on(tmp_pa
     most, killed = 0, 0
     with isolated_cluster(ClusterSettings(nodes=4)) as cluster:
         client = JobSubmissionClient(cluster.jobs)
-        arguments = ["--trials", "4", "--nodes-per-trial", "2", "--images", "1000", "--grace-images", "500"]
+        arguments = ["--trials", "3", "--nodes-per-trial", "2", "--images", "800", "--grace-images", "400"]
         arguments += ["--search", "s", "--checkpoint-s", "1", "--space", "critic_updates=5", "objective=wgan-gp"]
         job = client.submit_job(
             entrypoint=" ".join(["python -m deblur.tune", *SMALL, *arguments]),

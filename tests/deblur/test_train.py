@@ -187,8 +187,14 @@ def test_a_check_of_more_nodes_than_there_are_says_what_is_missing(data: str, tm
     assert "1 of 2 nodes are there and free" in line
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    "num_ranks",
+    [
+        pytest.param(1, marks=pytest.mark.soak),
+        pytest.param(2, marks=pytest.mark.long),
+        pytest.param(4, marks=pytest.mark.soak),
+    ],
+)
 def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp_path: Path, num_ranks: int) -> None:
     """SIGKILL to every process of the run, driver and Ray included, then the same command."""
     mark = f"RUN_OF_TEST={uuid.uuid4()}"
