@@ -8,27 +8,24 @@ nobody uses, features of the sharp picture with a graph, the critic's padding of
 process. The ceiling is a large matrix product in the dtype in which ours multiplies.
 """
 
-import json
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from benchmarks import flops
-from benchmarks.machine import machine
-from cluster.errors import one_line_errors
+from benchmarks.command import option, run
+from benchmarks.timing import in_turns, pick_device, seconds, wait
 from cluster.sync import Rank
 from deblur import recipe as recipes
 from deblur.models.vgg import load_features
-from deblur.networks import autocast_for, build
-from deblur.recipe import Recipe, build_critic, build_generator
+from deblur.networks import build, in_bfloat16
+from deblur.recipe import Recipe, build_generator
 from deblur.update import Updater
 
 CEILING_SIDE = {"cpu": 4096, "cuda": 16384}
@@ -36,20 +33,13 @@ CEILING_SIDE = {"cpu": 4096, "cuda": 16384}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    recipe: str = "paper"
-    """Preset; naive reads all of them with the paper's penalty."""
-    image_size: int | None = None
-    """Side of the pictures; else the recipe's crop."""
-    batch_size: int | None = None
-    """Pictures per update; else the recipe's."""
-    steps: int = 3
-    """Updates of each kind per turn."""
-    rounds: int = 3
-    """Turns."""
-    memory: bool = True
-    """Also measure the memory, in a process of its own for each kind."""
-    json: bool = False
-    """Print one line of JSON at the end."""
+    recipe: str = option("paper", "Preset; naive reads all of them with the paper's critic and penalty.")
+    image_size: int | None = option(None, "Side of the pictures; else the recipe's crop.")
+    batch_size: int | None = option(None, "Pictures per update; else the recipe's.")
+    steps: int = option(3, "Updates of each kind per turn.")
+    rounds: int = option(3, "Turns.")
+    memory: bool = option(True, "Also measure the memory, in a process of its own for each kind.")
+    json: bool = option(False, "Print one line of JSON at the end.")
 
 
 class Naive:
@@ -57,10 +47,8 @@ class Naive:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.loss, self.device = recipe.loss, device
-        self.generator, self.critic = build_generator(recipe).to(device), build_critic(recipe).to(device)
-        for module in self.critic.modules():
-            if isinstance(module, nn.Conv2d):
-                module.padding = (2, 2)  # ceil((4 - 1) / 2), models/networks.py, NLayerDiscriminator
+        self.generator = build_generator(recipe).to(device)
+        self.critic = plain_critic(recipe.critic.filters, recipe.critic.layers).to(device)
         self.features = load_features(recipe.loss.features, "random", None).to(device).requires_grad_(True)
         betas = (recipe.adam.beta1, recipe.adam.beta2)
         self.generator_adam = torch.optim.Adam(self.generator.parameters(), recipe.adam.generator_rate, betas)
@@ -88,6 +76,17 @@ class Naive:
         return (gradient.norm(2, dim=1) - 1).square().mean()  # over channels alone, as there
 
 
+def plain_critic(filters: int, layers: int) -> nn.Module:
+    """NLayerDiscriminator of models/networks.py, with its padding of ceil((4 - 1) / 2) = 2."""
+    widths = [3, *(filters * min(2**level, 8) for level in range(layers + 1))]
+    stages: list[nn.Module] = []
+    for level in range(layers + 1):
+        stages += [nn.Conv2d(widths[level], widths[level + 1], 4, 2 if level < layers else 1, 2)]
+        stages += [nn.InstanceNorm2d(widths[level + 1])] if level else []
+        stages += [nn.LeakyReLU(0.2, True)]
+    return nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, 4, 1, 2))
+
+
 def recipe_of(settings: Settings) -> Recipe:
     """The preset with the pictures of the settings; random features, which cost as much as any."""
     recipe = recipes.PRESETS[settings.recipe]()
@@ -99,12 +98,12 @@ def recipe_of(settings: Settings) -> Recipe:
     return replace(recipe, data=data, loss=replace(recipe.loss, feature_weights="random"))
 
 
-def updates(recipe: Recipe, device: torch.device) -> dict[str, Callable[[], None]]:
+def updates(recipe: Recipe, device: torch.device) -> dict[str, Callable[[], Any]]:
     """One update of each kind."""
     updater, other = updater_of(recipe, device), Naive(recipe, device)
     blurred, sharp, mixes = batch_of(recipe, device)
     return {
-        "ours": lambda: _drop(updater.update(blurred, sharp, mixes)),
+        "ours": lambda: updater.update(blurred, sharp, mixes),
         "naive": lambda: other.update(blurred, sharp),
     }
 
@@ -123,24 +122,20 @@ def batch_of(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 def measure(settings: Settings) -> dict[str, Any]:
     """The figures, medians over turns."""
-    recipe = recipe_of(settings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe, device = recipe_of(settings), pick_device()
     kinds = updates(recipe, device)
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for update in kinds.values():
         update()  # warms up
-    for _ in range(settings.rounds):
-        for kind, update in kinds.items():
-            seconds[kind].append(_seconds(update, settings.steps, device))
-    median = {kind: statistics.median(found) for kind, found in seconds.items()}
+    turns = in_turns(kinds, settings.rounds, settings.steps)
+    median = {kind: statistics.median(found) for kind, found in turns.items()}
     counted = operations(recipe, device)
-    dtype = torch.bfloat16 if _is_bfloat16(recipe, device) else torch.float32
+    dtype = torch.bfloat16 if in_bfloat16(recipe, device) else torch.float32
     ceiling = matmul_rate(device, dtype)
     figures = {
         "images_per_second": recipe.data.batch_size / median["ours"],
         "naive_images_per_second": recipe.data.batch_size / median["naive"],
         "times_faster": median["naive"] / median["ours"],
-        "times_faster_of_each_round": [a / b for a, b in zip(seconds["naive"], seconds["ours"], strict=True)],
+        "times_faster_of_each_round": [a / b for a, b in zip(turns["naive"], turns["ours"], strict=True)],
         "gflop_per_update": counted["ours"] / 1e9,
         "naive_gflop_per_update": counted["naive"] / 1e9,
         "dtype": str(dtype).removeprefix("torch."),
@@ -170,31 +165,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     """Operations per second of a large matrix product: what the device can do at most."""
     side = side or CEILING_SIDE[device.type]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(_seconds(lambda: _drop(a @ b), 1, device) for _ in range(6))
-
-
-def _is_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    with autocast_for(recipe, device)():
-        return bool(torch.is_autocast_enabled(device.type))
-
-
-def _seconds(work: Callable[[], None], count: int, device: torch.device) -> float:
-    """Of one of `count`."""
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(count):
-        work()
-    _wait(device)
-    return (time.perf_counter() - start) / count
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _drop(_: Tensor) -> None:
-    """Nothing waits for a result."""
+    return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(6))
 
 
 def _peak_bytes(kind: str, settings: Settings) -> int:
@@ -209,13 +180,12 @@ def _peak_bytes(kind: str, settings: Settings) -> int:
 
 
 def _tell_peak(kind: str, settings: Settings, queue: Any) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = recipe_of(settings)
+    recipe, device = recipe_of(settings), pick_device()
     before = _resident("VmRSS")
     update = updates(recipe, device)[kind]
     for _ in range(2):
         update()
-    _wait(device)
+    wait()
     queue.put(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM") - before)
 
 
@@ -225,15 +195,5 @@ def _resident(which: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main() -> None:
-    with one_line_errors():
-        settings = tyro.cli(Settings, description=__doc__, prog="python -m benchmarks.update")
-        figures = measure(settings)
-    for name, value in figures.items():
-        print(f"{name:<30} {value}")
-    if settings.json:
-        print(json.dumps({"benchmark": "update", "machine": machine(), "settings": asdict(settings)} | figures))
-
-
 if __name__ == "__main__":
-    main()
+    run("update", __doc__, Settings, measure)

@@ -65,16 +65,14 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], sharp: Tensor, restored
     mix              [B, 1, 1, 1]  in [0, 1], one draw per image
     returns          [B]           0 where the norm over (3, H, W) equals 1
     """
-    # A norm of squares of small gradients, differentiated twice: bfloat16 has too few digits.
-    with torch.autocast(sharp.device.type, enabled=False):
-        between = mix * sharp.detach() + (1 - mix) * restored.detach()
-        between.requires_grad_()
-        # The critic of eq. 3 is one number per image. That is the mean over patches, because the mean is what the
-        # objective maximises; a sum would hold the mean's slope to 1 / patches and change with the crop.
-        scores = _per_image(critic(between))
-        # An image's score depends on that image alone (no BatchNorm), so the sum's gradient holds each image's own.
-        (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
-        return (torch.linalg.vector_norm(gradient, dim=(1, 2, 3)) - 1).square()
+    between = mix * sharp.detach() + (1 - mix) * restored.detach()
+    between.requires_grad_()
+    # The critic of eq. 3 is one number per image. That is the mean over patches, because the mean is what the objective
+    # maximises; a sum would hold the mean's slope to 1 / patches and change with the crop.
+    scores = _per_image(critic(between))
+    # An image's score depends on that image alone (no BatchNorm), so the sum's gradient holds each image's own.
+    (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+    return (torch.linalg.vector_norm(gradient, dim=(1, 2, 3)) - 1).square()
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deblur.losses import content_distance, critic_terms, generator_term, gradient_penalty
+from deblur.models.layers import mixes_images
 from deblur.models.vgg import Features
 from deblur.recipe import LossRecipe, Recipe
 
@@ -66,14 +67,22 @@ def critic_step(
     mix              [B, 1, 1, 1]  in [0, 1), of the penalty's pictures
     scale            factor of each image's loss: num_ranks / batch_size makes DDP's mean the mean over the batch
     """
+
+    def judged(pictures: Tensor) -> Tensor:
+        with autocast():
+            return _full(_bare(critic)(pictures))
+
     with autocast():
-        # One forward through DDP readies it for the one backward; a second would overwrite the running statistics of
-        # a BatchNorm under the first one's graph.
-        sharp_scores, restored_scores = _full(critic(sharp)), _full(_bare(critic)(restored))
+        if mixes_images(critic):  # each kind is then normalised by itself
+            # One forward through DDP readies it for the one backward; a second would overwrite the running statistics
+            # under the first one's graph.
+            sharp_scores, restored_scores = _full(critic(sharp)), _full(_bare(critic)(restored))
+        else:
+            sharp_scores, restored_scores = _full(critic(torch.cat([sharp, restored]))).chunk(2)
     per_image = critic_terms(loss.objective, sharp_scores, restored_scores)
     penalty = torch.zeros_like(per_image)
     if loss.objective == "wgan-gp":
-        penalty = gradient_penalty(_bare(critic), sharp, restored, mix)
+        penalty = gradient_penalty(judged, sharp, restored, mix)
     (scale * (per_image + loss.penalty_weight * penalty).sum()).backward()
     return CriticTerms(_per_image(sharp_scores), _per_image(restored_scores), penalty.detach())
 

@@ -6,6 +6,7 @@ Pictures are RGB [B, 3, H, W] in [-1, 1].
 from torch import Tensor, nn
 
 from cluster.errors import InputError
+from deblur.models.convolution import PenalisedConv2d
 from deblur.models.layers import Norm, initialise, normalise
 
 
@@ -19,12 +20,12 @@ class PatchCritic(nn.Module):
     def __init__(self, *, filters: int = 64, layers: int = 3, norm: Norm) -> None:
         super().__init__()
         widths = [filters * min(2**level, 8) for level in range(layers + 1)]
-        stages: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, True)]
+        stages: list[nn.Module] = [PenalisedConv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, True)]
         for level in range(1, layers + 1):
             stride = 2 if level < layers else 1
-            stages += [nn.Conv2d(widths[level - 1], widths[level], 4, stride, 1)]
+            stages += [PenalisedConv2d(widths[level - 1], widths[level], 4, stride, 1)]
             stages += [normalise(norm, widths[level]), nn.LeakyReLU(0.2, True)]
-        self.stages = nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        self.stages = nn.Sequential(*stages, PenalisedConv2d(widths[-1], 1, 4, 1, 1))
         # The last norm then has 2x2 values, and one score is left.
         self.smallest = 3 * 2**layers
         initialise(self)
@@ -54,17 +55,17 @@ class DenseCritic(nn.Module):
         f, side = filters, crop // 16
         self.crop = crop
         self.stages = nn.Sequential(  # halvings equal Keras' "same" where the crop is a multiple of 16
-            nn.Conv2d(3, f, 4, 2, 1),
+            PenalisedConv2d(3, f, 4, 2, 1),
             nn.LeakyReLU(0.2, True),
             *_halving(f, f, norm),
             *_halving(f, 2 * f, norm),
             *_halving(2 * f, 4 * f, norm),
             nn.ZeroPad2d((1, 2, 1, 2)),  # Keras' "same" for 4x4 without stride
-            nn.Conv2d(4 * f, 8 * f, 4),
+            PenalisedConv2d(4 * f, 8 * f, 4),
             normalise(norm, 8 * f),
             nn.LeakyReLU(0.2, True),
             nn.ZeroPad2d((1, 2, 1, 2)),
-            nn.Conv2d(8 * f, 1, 4),
+            PenalisedConv2d(8 * f, 1, 4),
         )
         self.judge = nn.Sequential(
             nn.Flatten(), nn.Linear(side * side, 1024), nn.Tanh(), nn.Linear(1024, 1), nn.Sigmoid()
@@ -84,4 +85,4 @@ class DenseCritic(nn.Module):
 
 def _halving(channels: int, out: int, norm: Norm) -> list[nn.Module]:
     """[B, channels, H, W] -> [B, out, H // 2, W // 2]"""
-    return [nn.Conv2d(channels, out, 4, 2, 1), normalise(norm, out), nn.LeakyReLU(0.2, True)]
+    return [PenalisedConv2d(channels, out, 4, 2, 1), normalise(norm, out), nn.LeakyReLU(0.2, True)]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deblur.models.layers import Norm, initialise, normalise
+from deblur.models.layers import Dropout, Norm, ReflectionPad2d, initialise, normalise
 
 Upsampling = Literal["transposed", "resize"]
 Output = Literal["clamp", "mean"]
@@ -27,13 +27,13 @@ class ResNetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         f = filters
-        self.first = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, f, 7), normalise(norm, f), nn.ReLU(True))
+        self.first = nn.Sequential(ReflectionPad2d(3), nn.Conv2d(3, f, 7), normalise(norm, f), nn.ReLU(True))
         self.down1 = nn.Sequential(nn.Conv2d(f, 2 * f, 3, 2, 1), normalise(norm, 2 * f), nn.ReLU(True))
         self.down2 = nn.Sequential(nn.Conv2d(2 * f, 4 * f, 3, 2, 1), normalise(norm, 4 * f), nn.ReLU(True))
         self.blocks = nn.Sequential(*(ResidualBlock(4 * f, norm, dropout) for _ in range(blocks)))
         self.up2 = nn.Sequential(_doubling(upsampling, 4 * f, 2 * f, 3), normalise(norm, 2 * f), nn.ReLU(True))
         self.up1 = nn.Sequential(_doubling(upsampling, 2 * f, f, 3), normalise(norm, f), nn.ReLU(True))
-        self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(f, 3, 7), nn.Tanh())
+        self.last = nn.Sequential(ReflectionPad2d(3), nn.Conv2d(f, 3, 7), nn.Tanh())
         self.output: Output = output
         initialise(self, he=norm == "none")
         if norm == "none":
@@ -66,12 +66,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, norm: Norm, dropout: float) -> None:
         super().__init__()
         self.change = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3),
             normalise(norm, channels),
             nn.ReLU(True),
             *_dropout(dropout),
-            nn.ReflectionPad2d(1),
+            ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3),
             normalise(norm, channels),
         )
@@ -151,7 +151,7 @@ def _doubling(upsampling: Upsampling, channels: int, out: int, kernel: int, bias
 
 
 def _dropout(share: float) -> list[nn.Module]:
-    return [nn.Dropout(share)] if share else []
+    return [Dropout(share)] if share else []
 
 
 def _pad(pictures: Tensor, multiple: int, smallest: int) -> Tensor:

@@ -1,8 +1,12 @@
-"""What generators and critics share: the choice of normalisation, and the first weights."""
+"""What generators and critics share: the choice of normalisation, and the first weights; and two layers of torch's
+that are slow on CPUs.
+"""
 
 from typing import Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 Norm = Literal["instance", "batch", "none"]
 
@@ -11,6 +15,29 @@ def normalise(norm: Norm, channels: int) -> nn.Module:
     """The layer that normalises [B, channels, H, W]; InstanceNorm has neither weights nor memory, as in DeblurGAN."""
     layers = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}
     return layers[norm](channels)
+
+
+def mixes_images(network: nn.Module) -> bool:
+    """Whether what it says of an image depends on the others in the batch."""
+    return any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in network.modules())
+
+
+class Dropout(nn.Dropout):
+    """torch's, with a mask that is drawn four times as fast on a CPU; there it was a fifteenth of an update."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        kept = torch.rand(x.shape) >= self.p
+        return x * (kept / (1 - self.p)).to(x.dtype)
+
+
+class ReflectionPad2d(nn.ReflectionPad2d):
+    """torch's, in the dtype that comes in: autocast on a CPU would copy to float32 and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.pad(x, self.padding, mode="reflect")
 
 
 def initialise(network: nn.Module, *, he: bool = False) -> None:
