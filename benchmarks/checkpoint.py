@@ -8,24 +8,20 @@ recipe at full size; pictures are small, and so are the pauses that a checkpoint
 in seconds.
 """
 
-import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-import tyro
-
-from benchmarks.machine import machine
+from benchmarks.command import option, run
+from benchmarks.timing import pick_device
+from benchmarks.update import batch_of, updater_of
 from cluster.checkpoints import Checkpoints
 from cluster.storage import Store, join, open_store
-from cluster.sync import Rank
 from deblur import recipe as recipes
-from deblur.models.vgg import load_features
-from deblur.networks import build, checkpoint_parts
 from deblur.recipe import Recipe
+from deblur.state import checkpoint_parts
 from deblur.update import Updater
 
 WAYS = ("none", "beside", "waiting")
@@ -33,20 +29,15 @@ WAYS = ("none", "beside", "waiting")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    recipe: str = "paper"
-    """Preset whose networks are saved."""
-    crop: int = 64
-    """Side of the pictures."""
-    updates: int = 12
-    """Per turn, with one checkpoint after the first."""
-    rounds: int = 5
-    """Turns of each way."""
-    store: str | None = None
-    """Folder or s3://bucket/prefix that takes the checkpoints; else a temporary folder."""
-    mb_per_s: float | None = None
-    """Let the store take no more than this: a bucket behind a network. A server on this machine costs cores instead."""
-    json: bool = False
-    """Print one line of JSON at the end."""
+    recipe: str = option("paper", "Preset whose networks are saved.")
+    crop: int = option(64, "Side of the pictures.")
+    updates: int = option(12, "Per turn, with one checkpoint after the first.")
+    rounds: int = option(5, "Turns of each way.")
+    store: str | None = option(None, "Folder or s3://bucket/prefix for the checkpoints; else a temporary folder.")
+    mb_per_s: float | None = option(
+        None, "Let the store take no more: a bucket behind a network. A server on this machine costs cores instead."
+    )
+    json: bool = option(False, "Print one line of JSON at the end.")
 
 
 class Behind:
@@ -73,12 +64,15 @@ class Turn:
     upload_s: float
 
 
-def measure(settings: Settings, url: str) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """The figures, medians over rounds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(settings, open_store(join(settings.store or folder, "benchmark")))
+
+
+def _measure(settings: Settings, store: Store) -> dict[str, Any]:
     recipe = _recipe(settings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    updater = build(recipe, load_features(recipe.loss.features, "random", None).to(device), Rank(device=device))
-    store = open_store(url)
+    updater = updater_of(recipe, pick_device())
     checkpoints = Checkpoints(Behind(store, settings.mb_per_s) if settings.mb_per_s else store, keep=1)
     _turn("beside", updater, recipe, checkpoints, 2, 0)  # warms up
     turns: dict[str, list[Turn]] = {way: [] for way in WAYS}
@@ -102,7 +96,7 @@ def measure(settings: Settings, url: str) -> dict[str, Any]:
 
 
 def _turn(way: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints, updates: int, nth: int) -> Turn:
-    blurred, sharp, mixes = _batch(recipe, next(updater.generator.parameters()).device)
+    blurred, sharp, mixes = batch_of(recipe, next(updater.generator.parameters()).device)
     start, pack_s = time.monotonic(), 0.0
     for update in range(updates):
         updater.update(blurred, sharp, mixes).cpu()  # waits for the device: each update ends before the next
@@ -118,26 +112,10 @@ def _turn(way: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints, 
     return Turn(total_s, pack_s, checkpoints.uploads.seconds)
 
 
-def _batch(recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = (recipe.data.batch_size, 3, recipe.data.crop, recipe.data.crop)
-    mixes = torch.full((recipe.loss.critic_updates, recipe.data.batch_size, 1, 1, 1), 0.5, device=device)
-    return torch.rand(shape, device=device), torch.rand(shape, device=device), mixes
-
-
 def _recipe(settings: Settings) -> Recipe:
     recipe = recipes.PRESETS[settings.recipe]()
     return replace(recipe, data=replace(recipe.data, batch_size=1, crop=settings.crop))
 
 
-def main() -> None:
-    settings = tyro.cli(Settings, description=__doc__, prog="python -m benchmarks.checkpoint")
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(settings, join(settings.store or folder, "benchmark"))
-    for name, value in figures.items():
-        print(f"{name:<28} {value}")
-    if settings.json:
-        print(json.dumps({"benchmark": "checkpoint", "machine": machine(), "settings": asdict(settings)} | figures))
-
-
 if __name__ == "__main__":
-    main()
+    run("checkpoint", __doc__, Settings, measure)

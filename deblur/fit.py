@@ -16,11 +16,12 @@ from deblur.data.loader import BadSamples, Batch, Dataset, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
 from deblur.models.vgg import Features
-from deblur.networks import build, checkpoint_parts, load, warmed_up
+from deblur.networks import build
 from deblur.quality import from_uint8
 from deblur.recipe import Recipe
 from deblur.run import Run
 from deblur.schedule import rate_at
+from deblur.state import checkpoint_parts, load, warmed_up
 from deblur.telemetry import Meter, numbers_of, progress
 from deblur.validation import validate, write_sample
 

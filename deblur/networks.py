@@ -1,24 +1,17 @@
-"""The networks of a run: built, wrapped for the ranks, warmed up, loaded, packed into a checkpoint."""
+"""The networks of a run: built for its device and its number of ranks."""
 
-import io
 import logging
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
-from cluster.checkpoints import Checkpoint
-from cluster.errors import InputError
-from cluster.sync import Rank, Sync
+from cluster.sync import Rank
 from deblur import randomness
-from deblur import recipe as recipes
 from deblur.models.layers import mixes_images
 from deblur.models.vgg import Features
 from deblur.recipe import Recipe, build_critic, build_generator
-from deblur.run import Run
 from deblur.update import Autocast, Updater
 
 _log = logging.getLogger(__name__)
@@ -64,49 +57,3 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-
-
-def warmed_up(updater: Updater, recipe: Recipe, share: int, device: torch.device) -> dict[str, Any]:
-    """Makes one throw-away update and returns the state before it.
-
-    DistributedDataParallel rebuilds its buckets after the first backward, which changes the order of sums from three
-    ranks on: so every start, resumed or not, has that behind it before its first real update (design section 5).
-    """
-    buffer = io.BytesIO()
-    torch.save(updater.state(), buffer)  # a copy that the update cannot reach
-    side = recipe.data.crop
-    noise = torch.rand(2, share, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    mixes = torch.full((recipe.loss.critic_updates, share, 1, 1, 1), 0.5, device=device)
-    updater.update(noise[0], noise[1], mixes)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True, map_location=device)
-
-
-def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Rank) -> int:
-    """Loads the newest checkpoint that verifies, or the fresh state; returns images_seen."""
-    checkpoint: Checkpoint | None = sync.meet(run.checkpoints.resume)
-    if checkpoint is None:
-        updater.load(fresh)
-        return 0
-    data = run.checkpoints.load_part(checkpoint, "state.pt")
-    try:
-        state = torch.load(io.BytesIO(data), weights_only=True, map_location=rank.device)
-        updater.load(state["updater"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{run.url}: its checkpoint has other networks ({reason}); choose another --run") from error
-    if rank.rank == 0:
-        print(f"{run.url}: going on from {checkpoint.images_seen} images", flush=True)
-    return state["images_seen"]
-
-
-def checkpoint_parts(updater: Updater, recipe: Recipe, images_seen: int) -> dict[str, bytes]:
-    """The files of a checkpoint."""
-    state = io.BytesIO()
-    torch.save({"updater": updater.state(), "images_seen": images_seen}, state)
-    text = recipes.to_json(recipe)
-    weights = {name: tensor.contiguous() for name, tensor in updater.state()["generator"].items()}
-    # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
-    generator = safetensors.torch.save(weights, metadata={"recipe": text})
-    # The smallest first: what a killed upload leaves is then seen, and removed, by the next.
-    return {"recipe.json": text.encode(), "generator.safetensors": generator, "state.pt": state.getvalue()}

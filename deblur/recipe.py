@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
-import tyro
 from torch import nn
 
 from cluster.errors import InputError
@@ -19,7 +18,12 @@ from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
 from deblur.models.vgg import FeatureName
 
-_FLAT = tyro.conf.arg(name="")  # --batch-size, not --data.batch-size
+try:
+    import tyro
+except ModuleNotFoundError:  # a bare machine with torch: recipes without a command line
+    _FLAT = None
+else:
+    _FLAT = tyro.conf.arg(name="")  # --batch-size, not --data.batch-size
 MAX_CRITIC_UPDATES = 64  # a critic that steps more often than this per generator step is a typing error
 
 

@@ -40,8 +40,8 @@ def test_ray_is_imported_in_its_places_alone() -> None:
     assert found == WITH_RAY
 
 
-def test_the_client_of_s3_is_in_storage_alone() -> None:
-    assert [path.name for path in CLUSTER + DOMAIN if "boto3" in imports(path)] == ["storage.py"]
+def test_the_client_of_s3_is_in_one_place() -> None:
+    assert [path.name for path in CLUSTER + DOMAIN if "boto3" in imports(path)] == ["s3.py"]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -72,5 +72,17 @@ def test_cluster_can_be_imported_without_deblur() -> None:
         sys.modules["deblur"] = None
         for module in {modules!r}:
             importlib.import_module(module)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("theme", ["update", "restore"])
+def test_what_is_measured_on_a_bare_machine_needs_little(theme: str) -> None:
+    """An image for GPUs has torch, torchvision, numpy, pillow and torchmetrics."""
+    absent = ["boto3", "botocore", "prometheus_client", "ray", "safetensors", "scipy", "skimage", "tyro", "webdataset"]
+    script = f"""
+        import sys
+        sys.modules |= dict.fromkeys({absent!r})
+        import benchmarks.{theme}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)

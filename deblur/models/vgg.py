@@ -6,7 +6,6 @@ import re
 from io import BytesIO
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -130,6 +129,8 @@ def _read(source: str) -> dict[str, Tensor]:
     data = read_url(source)
     try:
         if source.endswith(".safetensors"):
+            import safetensors.torch  # not at the top: random weights, as in a benchmark on a bare machine, need it not
+
             return safetensors.torch.load(data)
         state: Any = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen kinds
