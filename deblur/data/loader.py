@@ -32,6 +32,7 @@ BLOCK_BYTES = 8 << 20  # one ranged GET: long enough to hide its latency, short 
 UPDATES_AHEAD = 3
 
 Pair = tuple[np.ndarray, np.ndarray]  # (blurred, sharp), uint8 RGB [H, W, 3]
+File = tuple[bytes, str]  # content and name
 _log = logging.getLogger(__name__)
 
 
@@ -181,25 +182,26 @@ class _Loader:
         return [bytes(data[s.offset - start : s.offset - start + s.length]) for s in samples]
 
     def crop(self, part: _Slice, epoch: int, position: int) -> Pair:
-        """One pair, decoded and cut to [crop, crop, 3]."""
+        """One pair, cut to [crop, crop, 3]."""
         try:
-            pair = self._pair(part.shard, part.sample, part.block.result()[part.nth])
+            return self._cut(part.shard, part.sample, epoch, position, part.block.result()[part.nth])
         except Undecodable as error:
             self.bad.add(f"{part.shard.name}: {part.sample.key}", error)
             # What other ranks count is known at the next report, but more than is allowed to all is too much here.
             self.bad.check(self.bad.count, 0)
-            pair = self._stand_in(epoch, position)
-        return augment(*pair, self.data, randomness.augmentation(self.plan.seed, epoch, position))
+            return self._stand_in(epoch, position)
 
-    def _pair(self, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
-        """A decoded sample that holds a crop. Raises Undecodable where there is none."""
-        blurred, sharp = read_pair(self.dataset, shard, sample, data)
-        if blurred.shape != sharp.shape or min(sharp.shape[:2]) < self.data.crop:
+    def _cut(self, shard: Shard, sample: Sample, epoch: int, position: int, data: bytes | None = None) -> Pair:
+        """A sample's crop at a position. Raises Undecodable where there is none."""
+        blurred, sharp = read_files(self.dataset, shard, sample, data)
+        (blurred_size, size) = (pictures.open_picture(*file).size for file in (blurred, sharp))
+        if blurred_size != size or min(size) < self.data.crop:
             raise Undecodable(
-                f"{self.dataset.store.url}/{shard.name}: {sample.key}: {sharp.shape[1]}x{sharp.shape[0]} (blurred "
-                f"{blurred.shape[1]}x{blurred.shape[0]}) does not hold a crop of {self.data.crop}"
+                f"{self.dataset.store.url}/{shard.name}: {sample.key}: {size[0]}x{size[1]} (blurred "
+                f"{blurred_size[0]}x{blurred_size[1]}) does not hold a crop of {self.data.crop}"
             )
-        return blurred, sharp
+        crop = Crop.draw(*size, self.data, randomness.augmentation(self.plan.seed, epoch, position))
+        return crop.turned(pictures.decode(*blurred, crop.box)), crop.turned(pictures.decode(*sharp, crop.box))
 
     def _stand_in(self, epoch: int, position: int) -> Pair:
         """What takes a bad sample's place: the good one before it in its lane, or behind it where none is before.
@@ -210,14 +212,14 @@ class _Loader:
         for other in (*range(update - 1, -1, -1), *range(update + 1, self.plan.updates_per_epoch)):
             shard, nth = self.plan.sample(epoch, self.plan.position(lane, other))
             with contextlib.suppress(Undecodable):  # counted on its own turn
-                return self._pair(self.split.shards[shard], self.split.shards[shard].samples[nth])
+                return self._cut(self.split.shards[shard], self.split.shards[shard].samples[nth], epoch, position)
         raise InputError(f"{self.dataset.store.url}: no sample of a whole lane decodes; pack the dataset again")
 
 
-def read_pair(dataset: Dataset, shard: Shard, sample: Sample, data: bytes | None = None) -> Pair:
-    """A decoded sample, from its slice where that was read already; bytes unlike the index are read once more.
+def read_files(dataset: Dataset, shard: Shard, sample: Sample, data: bytes | None = None) -> tuple[File, File]:
+    """The blurred and the sharp PNG, from the sample's slice where that was read already, each with its name.
 
-    Raises DamagedError (unlike the index again) and Undecodable, naming shard and key.
+    Bytes unlike the index are read once more. Raises DamagedError (unlike the index again), naming shard and key.
     """
     if data is None:
         data = dataset.read(shard, sample.offset, sample.offset + sample.length)
@@ -226,7 +228,7 @@ def read_pair(dataset: Dataset, shard: Shard, sample: Sample, data: bytes | None
     except DamagedError:
         blurred, sharp, _ = unpack(dataset.read_again(shard, sample), shard.name, sample)
     place = f"{dataset.store.url}/{shard.name}: {sample.key}"
-    return pictures.decode(blurred, f"{place}.blurred.png"), pictures.decode(sharp, f"{place}.sharp.png")
+    return (blurred, f"{place}.blurred.png"), (sharp, f"{place}.sharp.png")
 
 
 def pairs_of(
@@ -241,7 +243,8 @@ def pairs_of(
     def read(index: int) -> Pair | None:
         shard, sample = samples[index]
         try:
-            return read_pair(dataset, shard, sample)
+            blurred, sharp = read_files(dataset, shard, sample)
+            return pictures.decode(*blurred), pictures.decode(*sharp)
         except Undecodable as error:
             if bad is None:
                 raise
@@ -259,19 +262,25 @@ def pairs_of(
                 yield pair
 
 
-def augment(blurred: np.ndarray, sharp: np.ndarray, data: DataRecipe, draw: np.random.Generator) -> Pair:
-    """The same random crop, flip and rotation of both pictures: two uint8 [crop, crop, 3]."""
-    height, width = sharp.shape[:2]
-    top, left = draw.integers(height - data.crop + 1), draw.integers(width - data.crop + 1)
-    # All draws are made whatever is switched on, so that one option does not move the draws of another.
-    flip, turns = draw.random() < 0.5, int(draw.integers(4))
+@dataclass(frozen=True)
+class Crop:
+    """Where a square is cut from both pictures of a pair, and how it is turned."""
 
-    def cut(picture: np.ndarray) -> np.ndarray:
-        picture = picture[top : top + data.crop, left : left + data.crop]
-        picture = picture[:, ::-1] if data.flip and flip else picture
-        return np.rot90(picture, turns) if data.rotate else picture
+    box: tuple[int, int, int, int]  # left, top, right, bottom
+    flip: bool
+    turns: int
 
-    return cut(blurred), cut(sharp)
+    @classmethod
+    def draw(cls, width: int, height: int, data: DataRecipe, draw: np.random.Generator) -> "Crop":
+        """A random one. All draws are made whatever is switched on: one option does not move the draws of another."""
+        top, left = draw.integers(height - data.crop + 1), draw.integers(width - data.crop + 1)
+        flip, turns = draw.random() < 0.5, int(draw.integers(4))
+        box = (int(left), int(top), int(left) + data.crop, int(top) + data.crop)
+        return cls(box, bool(data.flip and flip), turns if data.rotate else 0)
+
+    def turned(self, pixels: np.ndarray) -> np.ndarray:
+        """Those of the box, [crop, crop, 3], flipped and rotated."""
+        return np.rot90(pixels[:, ::-1] if self.flip else pixels, self.turns)
 
 
 def _blocks(located: Iterator[tuple[Shard, Sample]]) -> Iterator[tuple[Shard, list[Sample]]]:

@@ -1,6 +1,8 @@
 """Pictures as bytes and as arrays: uint8 RGB [H, W, 3], nothing else."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +31,28 @@ def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
     return picture
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
-    """uint8 RGB [H, W, 3] of a file's bytes. Raises Undecodable that names the picture."""
-    picture = open_picture(data, name)
+def decode(data: bytes, name: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a file's bytes, or of its pixels in a box (left, top, right, bottom) alone.
+
+    What lies below the box in a PNG is not decoded, and so not looked at. Raises Undecodable that names the picture.
+    """
+    picture = open_picture(_top(data, box[3]) if box else data, name)
     try:
-        return np.array(picture.convert("RGB"))
+        part = picture.crop(box) if box else picture
+        return np.array(part if part.mode == "RGB" else part.convert("RGB"))
     except Exception as error:
         raise Undecodable(f"{name}: does not decode ({error}); replace or remove it") from error
+
+
+def _top(data: bytes, rows: int) -> bytes:
+    """The PNG of a PNG's first rows: its header says so, and decoders stop there (ISO/IEC 15948, 11.2.2).
+
+    Other formats, and interlaced pictures, whose rows do not come from top to bottom, as they are.
+    """
+    if data[12:16] != b"IHDR" or data[28:29] != b"\0" or struct.unpack(">I", data[20:24])[0] <= rows:
+        return data
+    header = data[12:20] + struct.pack(">I", rows) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -15,9 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from webdataset.tariterators import group_by_keys, tar_file_expander
-from webdataset.writer import TarWriter
-
 from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Store, join
 
@@ -132,30 +129,28 @@ def unpack(data: bytes, shard_name: str, sample: Sample) -> tuple[bytes, bytes, 
     if len(data) != sample.length or zlib.crc32(data) != sample.crc32:
         raise DamagedError(f"{place}: its bytes are not those of the index (crc32); was the shard replaced?")
     try:
-        _check_members(data, place, sample.key)
-        stream = [{"url": shard_name, "stream": io.BytesIO(data)}]
-        (found,) = group_by_keys(tar_file_expander(stream))
-        meta = json.loads(found["json"])
+        blurred, meta, sharp = _members(data, place, sample.key)
+        told = json.loads(meta)
     except DamagedError:
         raise
     except Exception as error:
         raise DamagedError(f"{place}: not a slice of a tar ({error})") from error
-    if not isinstance(meta, dict):
+    if not isinstance(told, dict):
         raise DamagedError(f"{place}: its json is no object")
-    return found["blurred.png"], found["sharp.png"], meta
+    return blurred, sharp, told
 
 
-def _check_members(data: bytes, place: str, key: str) -> None:
-    """Raises DamagedError unless a slice holds the three members as plain files and nothing else.
-
-    webdataset passes over links and devices, undoes compression and fills sparse files, so it is not asked first.
-    """
+def _members(data: bytes, place: str, key: str) -> list[bytes]:
+    """The contents of `_MEMBERS`. Raises DamagedError unless a slice holds them as plain files and nothing else."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        members = tar.getmembers()
-    plain = all(m.type == tarfile.REGTYPE and not m.issparse() and m.size <= len(data) for m in members)
-    if not plain or sorted(m.name for m in members) != [f"{key}.{name}" for name in _MEMBERS]:
-        names = [m.name for m in members]
+        members = sorted(tar.getmembers(), key=lambda member: member.name)
+    names = [member.name for member in members]
+    plain = all(m.type == tarfile.REGTYPE and not m.issparse() for m in members)
+    contents = [data[m.offset_data : m.offset_data + m.size] for m in members]
+    whole = all(len(content) == m.size for content, m in zip(contents, members, strict=True))
+    if not plain or not whole or names != [f"{key}.{name}" for name in _MEMBERS]:
         raise DamagedError(f"{place}: must hold {', '.join(_MEMBERS)} as files and nothing else, but holds {names}")
+    return contents
 
 
 def _groups(samples: Iterable[PackedSample], shard_bytes: int) -> Iterator[list[PackedSample]]:
@@ -175,6 +170,8 @@ def _groups(samples: Iterable[PackedSample], shard_bytes: int) -> Iterator[list[
 
 def _tar(samples: list[PackedSample]) -> tuple[bytes, tuple[Sample, ...]]:
     """The bytes of a tar without anything of the hour or the user, and where its samples lie."""
+    from webdataset.writer import TarWriter  # reading needs it not, and a bare machine has none
+
     file = io.BytesIO()
     spans: list[tuple[str, int, int]] = []
     with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
