@@ -11,8 +11,6 @@ process. The ceiling is a large matrix product in the dtype in which ours multip
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks import flops
 from benchmarks.command import option, run
-from benchmarks.timing import in_turns, pick_device, seconds, wait
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import in_turns, pick_device, seconds
 from cluster.sync import Rank
 from deblur import recipe as recipes
 from deblur.models.vgg import load_features
@@ -145,7 +144,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "seconds_per_update": median["ours"],
     }
     if settings.memory:
-        figures |= {f"{kind}_peak_bytes": _peak_bytes(kind, settings) for kind in kinds}
+        figures |= {f"{kind}_peak_bytes": peak_bytes(two_updates, kind, settings) for kind in kinds}
     return figures
 
 
@@ -168,31 +167,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(6))
 
 
-def _peak_bytes(kind: str, settings: Settings) -> int:
-    """What two updates take beside the process itself."""
-    context = get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_tell_peak, args=(kind, settings, queue))
-    process.start()
-    peak = int(queue.get())
-    process.join()
-    return peak
-
-
-def _tell_peak(kind: str, settings: Settings, queue: Any) -> None:
-    recipe, device = recipe_of(settings), pick_device()
-    before = _resident("VmRSS")
-    update = updates(recipe, device)[kind]
+def two_updates(kind: str, settings: Settings) -> None:
+    """What memory is measured of."""
+    update = updates(recipe_of(settings), pick_device())[kind]
     for _ in range(2):
         update()
-    wait()
-    queue.put(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM") - before)
-
-
-def _resident(which: str) -> int:
-    """Memory of this process: VmRSS now, VmHWM at most. (getrusage's maximum is that of the parent, at first.)"""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

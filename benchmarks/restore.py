@@ -1,0 +1,120 @@
+"""How fast photographs are restored, what tiles cost, and that memory stays within bounds.
+
+python -m benchmarks.restore --json
+
+Whole pictures and tiles take turns in one process. Memory is measured in a process of its own for each size, beside
+what the imports take. Weights are fresh: they cost as much as trained ones.
+"""
+
+import itertools
+import statistics
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import flops
+from benchmarks.command import option, run
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import in_turns, pick_device
+from benchmarks.update import matmul_rate
+from deblur import recipe as recipes
+from deblur.recipe import build_generator
+from deblur.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
+
+_Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    recipe: str = option("paper", "Preset.")
+    width: int = option(1280, "Of the picture.")
+    height: int = option(720, "Of the picture.")
+    tile: int = option(TILE, "Side of the tiles.")
+    memory: str = option("640x360,1280x720,2560x1440,3840x2160", "Sizes whose memory is measured; the last in tiles.")
+    rounds: int = option(3, "Turns.")
+    json: bool = option(False, "Print one line of JSON at the end.")
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """The figures, medians over turns."""
+    size, device = (settings.width, settings.height), pick_device()
+    generator, picture = generator_of(settings.recipe, device), picture_of(size)
+    restored: dict[str, np.ndarray] = {}
+
+    def restore(way: str, **limits: int) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=way == "bfloat16"):
+            restored[way] = restore_picture(generator, picture, device=device, **limits)
+
+    whole = {"max_pixels": size[0] * size[1]}
+    ways = {
+        "whole": partial(restore, "whole", **whole),
+        "tiled": partial(restore, "tiled", max_pixels=0, tile=settings.tile),
+        "bfloat16": partial(restore, "bfloat16", **whole),
+    }
+    restore("whole", **whole)  # warms up
+    turns = in_turns(ways, settings.rounds)
+    median = {way: statistics.median(found) for way, found in turns.items()}
+    counted, ceiling = operations(generator, size), matmul_rate(device, torch.float32)
+    figures: dict[str, Any] = {f"{way}_images_per_second": 1 / seconds for way, seconds in median.items()}
+    for way in ("tiled", "bfloat16"):
+        figures[f"{way}_to_whole_seconds"] = median[way] / median["whole"]
+        figures[f"{way}_to_whole_seconds_of_each_round"] = [
+            a / b for a, b in zip(turns[way], turns["whole"], strict=True)
+        ]
+        levels = np.abs(restored[way].astype(int) - restored["whole"])
+        figures[f"{way}_levels_from_whole"] = {"mean": float(levels.mean()), "most": int(levels.max())}  # of 255
+    return figures | {
+        "tiled_to_whole_pixels": pixels_in_tiles(size, settings.tile, generator) / (size[0] * size[1]),
+        "gflop": counted / 1e9,
+        "matmul_gflop_per_second": ceiling / 1e9,
+        "share_of_ceiling": counted / median["whole"] / ceiling,
+        "whole_up_to_pixels": MAX_PIXELS,
+        "peak_bytes": {
+            text: peak_bytes(restore_once, settings.recipe, _size(text)) for text in settings.memory.split(",")
+        },
+    }
+
+
+def generator_of(recipe: str, device: torch.device) -> nn.Module:
+    """The preset's network with fresh weights, in eval mode."""
+    torch.manual_seed(0)
+    return build_generator(recipes.PRESETS[recipe]()).to(device).eval()
+
+
+def picture_of(size: _Size) -> np.ndarray:
+    """Noise, uint8 [H, W, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+
+
+def restore_once(recipe: str, size: _Size) -> None:
+    """What memory is measured of: as deblur.restore does it, whole or in tiles."""
+    device = pick_device()
+    restore_picture(generator_of(recipe, device), picture_of(size), device=device)
+
+
+def operations(generator: nn.Module, size: _Size) -> int:
+    """Of one whole picture, from the shapes: in proportion to its pixels."""
+    return flops.forward_of(generator, 1, 256).all * size[0] * size[1] // 256**2
+
+
+def pixels_in_tiles(size: _Size, tile: int, generator: nn.Module) -> int:
+    """Pixels that pass the generator where a picture is restored in tiles."""
+    rows, columns = (spans(length, tile, 2 * MARGIN + RAMP) for length in (size[1], size[0]))
+    tiles = itertools.product(rows, columns)
+    inside = sum((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)
+    in_one = max(size) <= tile
+    measured = not in_one and any(isinstance(module, nn.InstanceNorm2d) for module in generator.modules())
+    return inside + (size[0] * size[1] if measured else 0)  # deblur/tiles.py: share_statistics
+
+
+def _size(text: str) -> _Size:
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    run("restore", __doc__, Settings, measure)

@@ -1,0 +1,36 @@
+"""A tiny measurement of restoring: figures follow from each other, and tiles count their pixels."""
+
+import pytest
+import torch
+
+from benchmarks import update
+from benchmarks.restore import Settings, generator_of, measure, operations, pixels_in_tiles
+from tests.benchmarks.test_flops import counted
+
+CPU = torch.device("cpu")
+
+
+def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(update.CEILING_SIDE, "cpu", 64)
+    monkeypatch.setitem(update.CEILING_SIDE, "cuda", 64)
+    settings = Settings(recipe="demo", width=640, height=64, tile=512, memory="64x64,256x256", rounds=1)
+    figures = measure(settings)
+    for way in ("tiled", "bfloat16"):
+        ratio = figures["whole_images_per_second"] / figures[f"{way}_images_per_second"]
+        assert figures[f"{way}_to_whole_seconds"] == pytest.approx(ratio)
+        assert figures[f"{way}_levels_from_whole"]["mean"] < 1  # rounding: the demo's network has no norm
+    assert figures["share_of_ceiling"] == pytest.approx(
+        figures["gflop"] * figures["whole_images_per_second"] / figures["matmul_gflop_per_second"]
+    )
+    assert 0 < figures["peak_bytes"]["64x64"] < figures["peak_bytes"]["256x256"]
+
+
+def test_operations_and_pixels_are_those_of_the_passes() -> None:
+    plain, normed = generator_of("demo", CPU), generator_of("paper", CPU)
+    whole = torch.zeros(1, 3, 64, 96)
+    with torch.no_grad():
+        assert operations(plain, (96, 64)) == counted(lambda: plain(whole))
+    assert pixels_in_tiles((96, 64), 512, normed) == 96 * 64
+    # Two tiles of 512 and 384 columns, each with the rows of the picture; and once more for the statistics.
+    assert pixels_in_tiles((640, 64), 512, plain) == (512 + 384) * 64
+    assert pixels_in_tiles((640, 64), 512, normed) == (512 + 384 + 640) * 64
