@@ -92,20 +92,22 @@ class S3Store:
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         if end is not None and end <= start:
             return b""
-        received, etag, tries = bytearray(), None, _Tries(self._retry, self.traffic)
+        parts: list[bytes] = []
+        received, etag, tries = 0, None, _Tries(self._retry, self.traffic)
         while True:
-            before = expected = len(received)
+            before = expected = received
             try:
                 with self._explained(key):
                     response = self._open(key, start + before, end, etag)
                     etag, expected = response["ETag"], before + response["ContentLength"]
                     for chunk in response["Body"].iter_chunks(1 << 20):
-                        received += chunk
-                return self._counted(received)
+                        parts.append(chunk)
+                        received += len(chunk)
+                return self._counted(parts)
             except StorageUnavailable as error:
-                if before < expected == len(received):
-                    return self._counted(received)  # cut behind its last byte
-                tries.pause(error, progress=len(received) > before)
+                if before < expected == received:
+                    return self._counted(parts)  # cut behind its last byte
+                tries.pause(error, progress=received > before)
 
     def _open(self, key: str, start: int, end: int | None, etag: str | None) -> dict[str, Any]:
         """One ranged GET; after the first, only of the same version of the object."""
@@ -114,9 +116,10 @@ class S3Store:
             wanted["IfMatch"] = etag
         return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
 
-    def _counted(self, received: bytearray) -> bytes:
-        self.traffic.add(read_bytes=len(received))
-        return bytes(received)
+    def _counted(self, parts: list[bytes]) -> bytes:
+        data = b"".join(parts)
+        self.traffic.add(read_bytes=len(data))
+        return data
 
     def put(self, key: str, data: bytes) -> None:
         self._call(key, lambda: self._client.upload_fileobj(BytesIO(data), self._bucket, self._prefix + key))
