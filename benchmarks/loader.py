@@ -37,9 +37,10 @@ from benchmarks.timing import in_turns
 from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.data import pictures
-from deblur.data.loader import BadSamples, Crop, Dataset, batches, read_files
+from deblur.data.loader import BadSamples, Crop, batches, read_files
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, PackedSample, read_index, write_index, write_split
+from deblur.data.stream import Dataset
 from deblur.recipe import DataRecipe
 
 HEIGHT, WIDTH = 720, 1280

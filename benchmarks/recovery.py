@@ -26,7 +26,7 @@ from cluster.local import LocalCluster, local_cluster
 from cluster.local import Settings as ClusterSettings
 from cluster.network import can_isolate
 from cluster.storage import join, open_store
-from deblur.data.loader import Dataset
+from deblur.data.stream import Dataset
 from deblur.fit import plan_of, total_images
 from deblur.pack import pack_samples
 from deblur.run import Run

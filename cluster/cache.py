@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import random
+import threading
 import uuid
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Cache:
         # A folder of its own: what makes room is removed, and the one that is given may hold other things.
         self._store, self._folder, self._limit = store, Path(folder).expanduser() / "chunks", limit_bytes
         self._version, self._told = version, False
+        self._locks: dict[str, threading.Lock] = {}  # by the names of chunks
 
     def get(self, key: str, start: int, end: int) -> bytes:
         """The bytes [start, end) of an object that has as many, from the disk where they are there."""
@@ -43,7 +45,15 @@ class Cache:
         path = self._path(key, number)
         with contextlib.suppress(OSError):
             return path.read_bytes()
-        data = self._store.get(key, number * CHUNK_BYTES, (number + 1) * CHUNK_BYTES)
+        with self._locks.setdefault(path.name, threading.Lock()):  # of threads that miss it at once one fetches it
+            with contextlib.suppress(OSError):
+                return path.read_bytes()
+            data = self._store.get(key, number * CHUNK_BYTES, (number + 1) * CHUNK_BYTES)
+            self._take(path, data)
+            return data
+
+    def _take(self, path: Path, data: bytes) -> None:
+        """Keeps a chunk if that can be done."""
         try:
             self._make_room(len(data))
             self._keep(path, data)
@@ -53,7 +63,6 @@ class Cache:
             if not self._told:
                 _log.warning("%s: cannot be used as a cache: %s", self._folder, error)
             self._told = True
-        return data
 
     def _keep(self, path: Path, data: bytes) -> None:
         if len(data) > self._limit:

@@ -22,6 +22,8 @@ from cluster.errors import DamagedError, InputError, NotFound, StorageUnavailabl
 from cluster.storage import Retry, Traffic, join
 
 MAX_PAUSE_S = 10.0
+# What is taken from a body at once, and lost when it is cut meanwhile; after the first cut less is risked.
+STEP, SMALL_STEP = 8 << 20, 1 << 20
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -100,7 +102,7 @@ class S3Store:
                 with self._explained(key):
                     response = self._open(key, start + before, end, etag)
                     etag, expected = response["ETag"], before + response["ContentLength"]
-                    for chunk in response["Body"].iter_chunks(1 << 20):
+                    for chunk in response["Body"].iter_chunks(SMALL_STEP if tries.made else STEP):
                         parts.append(chunk)
                         received += len(chunk)
                 return self._counted(parts)
@@ -184,6 +186,7 @@ class _Tries:
     def __init__(self, retry: Retry, traffic: Traffic) -> None:
         self._retry, self._traffic = retry, traffic
         self._since, self._in_a_row, self._told = time.monotonic(), 0, False
+        self.made = 0
 
     def pause(self, error: StorageUnavailable, progress: bool = False) -> None:
         """Sleeps before the next try. Raises StorageUnavailable when the limit is reached without progress."""
@@ -194,6 +197,7 @@ class _Tries:
         if not left and self._in_a_row:  # one more try in any case: the first may have been silent for the whole time
             raise StorageUnavailable(f"{error} (given up after {self._retry.limit_s:.0f} s)") from error
         self._in_a_row += 1
+        self.made += 1
         if self._in_a_row == 4 and not self._told:
             _log.warning("%s; trying again for %.0f s", error, left)
             self._told = True

@@ -25,8 +25,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cluster.errors import InputError, one_line_errors
 from cluster.storage import open_store
 from deblur.data import pictures
-from deblur.data.loader import Dataset, pairs_of
+from deblur.data.loader import pairs_of
 from deblur.data.shards import read_index
+from deblur.data.stream import Dataset
 from deblur.quality import DEFINITION, psnr, ssim
 from deblur.restore import load_model, pick_device
 from deblur.tiles import restore_picture

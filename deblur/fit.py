@@ -12,9 +12,10 @@ from cluster.errors import Diverged, InputError
 from cluster.exporter import Numbers
 from cluster.sync import Agenda, Intervals, Outlook, Rank, Record, Sync
 from deblur import randomness
-from deblur.data.loader import BadSamples, Batch, Dataset, batches
+from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
+from deblur.data.stream import Dataset
 from deblur.models.vgg import Features
 from deblur.networks import build
 from deblur.quality import from_uint8

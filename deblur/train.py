@@ -25,9 +25,9 @@ from cluster.storage import Retry, absolute, join, open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur import settings as settings_of
 from deblur.check import nodes_that_reach, summary
-from deblur.data.loader import Dataset
 from deblur.data.plan import lanes_of
 from deblur.data.shards import read_index
+from deblur.data.stream import Dataset
 from deblur.fit import fit, plan_of, total_images
 from deblur.models.vgg import Features, digest, load_features
 from deblur.pack import pack_samples

@@ -21,7 +21,7 @@ from deblur import recipe as recipes
 from deblur import search_report, space, tpe
 from deblur import settings as settings_of
 from deblur.check import dataset_line, nodes_that_reach
-from deblur.data.loader import Dataset
+from deblur.data.stream import Dataset
 from deblur.fit import plan_of, total_images
 from deblur.run import Origin, Run
 from deblur.search_table import Shown, counts, table

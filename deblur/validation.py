@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.sync import Rank, Sync
-from deblur.data.loader import BadSamples, Dataset, pairs_of
+from deblur.data.loader import BadSamples, pairs_of
+from deblur.data.stream import Dataset
 from deblur.quality import from_uint8, psnr, ssim, to_uint8
 from deblur.run import Run
 

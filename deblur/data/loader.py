@@ -3,8 +3,7 @@
 Threads and not processes: reading waits for the network and PNG decoding releases the interpreter, so nothing is
 forked, no shared memory fills up, and one process holds all that a rank knows.
 
-A lane is read by one ranged GET after another, each ahead of need: a single one for a whole shard would be read as
-slowly as the lane is consumed, and servers cut connections that idle.
+Where the bytes come from is stream.py's matter.
 """
 
 import contextlib
@@ -18,42 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.cache import Cache
 from cluster.errors import DamagedError, InputError
-from cluster.storage import Store
 from deblur import randomness
 from deblur.data import pictures
 from deblur.data.pictures import Undecodable
 from deblur.data.plan import Plan
-from deblur.data.shards import Index, Sample, Shard, Split, unpack
+from deblur.data.shards import Sample, Shard, Split, unpack
+from deblur.data.stream import Dataset, Slice, updates
 from deblur.recipe import DataRecipe
 
-BLOCK_BYTES = 8 << 20  # one ranged GET: long enough to hide its latency, short enough to be held for every lane
 UPDATES_AHEAD = 3
 
 Pair = tuple[np.ndarray, np.ndarray]  # (blurred, sharp), uint8 RGB [H, W, 3]
 File = tuple[bytes, str]  # content and name
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The root of a dataset, what its index says, and where its shards are kept on this node."""
-
-    store: Store
-    index: Index
-    cache: Cache | None = None
-
-    def read(self, shard: Shard, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a shard."""
-        return (self.cache or self.store).get(shard.name, start, end)
-
-    def read_again(self, shard: Shard, sample: Sample) -> bytes:
-        """A sample's slice from the store itself, after bytes that were wrong."""
-        start, end = sample.offset, sample.offset + sample.length
-        if self.cache:
-            self.cache.forget(shard.name, start, end)
-        return self.store.get(shard.name, start, end)
 
 
 class BadSamples:
@@ -115,7 +92,7 @@ def batches(
     with ThreadPoolExecutor(max(4, 2 * threads)) as fetchers, ThreadPoolExecutor(threads) as decoders:
         try:
             pending: deque[tuple[int, list[int], list[Future[Pair]]]] = deque()
-            for epoch, positions, slices in loader.updates(lanes, images_seen, fetchers):
+            for epoch, positions, slices in updates(dataset, loader.split, plan, lanes, images_seen, fetchers):
                 pairs = [
                     decoders.submit(loader.crop, part, epoch, position)
                     for part, position in zip(slices, positions, strict=True)
@@ -138,16 +115,6 @@ def _collate(epoch: int, positions: list[int], pairs: list[Future[Pair]]) -> Bat
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Where a sample's bytes will be: the nth of a block that is being fetched."""
-
-    shard: Shard
-    sample: Sample
-    block: Future[list[bytes]]
-    nth: int
-
-
-@dataclass(frozen=True)
 class _Loader:
     dataset: Dataset
     split: Split
@@ -155,33 +122,7 @@ class _Loader:
     data: DataRecipe
     bad: BadSamples
 
-    def updates(
-        self, lanes: range, images_seen: int, fetchers: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, list[int], list[_Slice]]]:
-        """(epoch, positions, one slice per lane) of every update, without end."""
-        epoch, first = self.plan.locate(images_seen)
-        while True:
-            slices = [self._lane(epoch, lane, first, fetchers) for lane in lanes]
-            for update in range(first, self.plan.updates_per_epoch):
-                yield epoch, [self.plan.position(lane, update) for lane in lanes], [next(lane) for lane in slices]
-            epoch, first = epoch + 1, 0
-
-    def _lane(self, epoch: int, lane: int, first: int, fetchers: ThreadPoolExecutor) -> Iterator[_Slice]:
-        """The samples of a lane in order; each block is asked for when its first sample is."""
-        positions = (self.plan.position(lane, update) for update in range(first, self.plan.updates_per_epoch))
-        located = ((self.split.shards[s], i) for s, i in (self.plan.sample(epoch, p) for p in positions))
-        for shard, samples in _blocks((shard, shard.samples[i]) for shard, i in located):
-            block = fetchers.submit(self._fetch, shard, samples)
-            for nth, sample in enumerate(samples):
-                yield _Slice(shard, sample, block, nth)
-
-    def _fetch(self, shard: Shard, samples: list[Sample]) -> list[bytes]:
-        """The slices of neighbouring samples, by one ranged read."""
-        start, end = samples[0].offset, samples[-1].offset + samples[-1].length
-        data = memoryview(self.dataset.read(shard, start, end))
-        return [bytes(data[s.offset - start : s.offset - start + s.length]) for s in samples]
-
-    def crop(self, part: _Slice, epoch: int, position: int) -> Pair:
+    def crop(self, part: Slice, epoch: int, position: int) -> Pair:
         """One pair, cut to [crop, crop, 3]."""
         try:
             return self._cut(part.shard, part.sample, epoch, position, part.block.result()[part.nth])
@@ -191,7 +132,7 @@ class _Loader:
             self.bad.check(self.bad.count, 0)
             return self._stand_in(epoch, position)
 
-    def _cut(self, shard: Shard, sample: Sample, epoch: int, position: int, data: bytes | None = None) -> Pair:
+    def _cut(self, shard: Shard, sample: Sample, epoch: int, position: int, data: memoryview | None = None) -> Pair:
         """A sample's crop at a position. Raises Undecodable where there is none."""
         blurred, sharp = read_files(self.dataset, shard, sample, data)
         (blurred_size, size) = (pictures.open_picture(*file).size for file in (blurred, sharp))
@@ -216,7 +157,7 @@ class _Loader:
         raise InputError(f"{self.dataset.store.url}: no sample of a whole lane decodes; pack the dataset again")
 
 
-def read_files(dataset: Dataset, shard: Shard, sample: Sample, data: bytes | None = None) -> tuple[File, File]:
+def read_files(dataset: Dataset, shard: Shard, sample: Sample, data: memoryview | None = None) -> tuple[File, File]:
     """The blurred and the sharp PNG, from the sample's slice where that was read already, each with its name.
 
     Bytes unlike the index are read once more. Raises DamagedError (unlike the index again), naming shard and key.
@@ -281,18 +222,3 @@ class Crop:
     def turned(self, pixels: np.ndarray) -> np.ndarray:
         """Those of the box, [crop, crop, 3], flipped and rotated."""
         return np.rot90(pixels[:, ::-1] if self.flip else pixels, self.turns)
-
-
-def _blocks(located: Iterator[tuple[Shard, Sample]]) -> Iterator[tuple[Shard, list[Sample]]]:
-    """Runs of samples that are neighbours in one shard and have at most BLOCK_BYTES together (or are one sample)."""
-    shard, samples, size = None, [], 0
-    for next_shard, sample in located:
-        neighbour = samples and next_shard is shard and sample.offset == samples[-1].offset + samples[-1].length
-        if not neighbour or size + sample.length > BLOCK_BYTES:
-            if samples:
-                yield shard, samples
-            shard, samples, size = next_shard, [], 0
-        samples.append(sample)
-        size += sample.length
-    if samples:
-        yield shard, samples

@@ -119,7 +119,7 @@ def read_index(store: Store) -> Index:
     return index
 
 
-def unpack(data: bytes, shard_name: str, sample: Sample) -> tuple[bytes, bytes, dict[str, Any]]:
+def unpack(data: bytes | memoryview, shard_name: str, sample: Sample) -> tuple[bytes, bytes, dict[str, Any]]:
     """(blurred PNG, sharp PNG, meta) of a sample's slice of a shard.
 
     Raises DamagedError, naming shard and key, where the bytes are not those of the index, or hold anything else than
@@ -140,13 +140,13 @@ def unpack(data: bytes, shard_name: str, sample: Sample) -> tuple[bytes, bytes, 
     return blurred, sharp, told
 
 
-def _members(data: bytes, place: str, key: str) -> list[bytes]:
+def _members(data: bytes | memoryview, place: str, key: str) -> list[bytes]:
     """The contents of `_MEMBERS`. Raises DamagedError unless a slice holds them as plain files and nothing else."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = sorted(tar.getmembers(), key=lambda member: member.name)
     names = [member.name for member in members]
     plain = all(m.type == tarfile.REGTYPE and not m.issparse() for m in members)
-    contents = [data[m.offset_data : m.offset_data + m.size] for m in members]
+    contents = [bytes(data[m.offset_data : m.offset_data + m.size]) for m in members]
     whole = all(len(content) == m.size for content, m in zip(contents, members, strict=True))
     if not plain or not whole or names != [f"{key}.{name}" for name in _MEMBERS]:
         raise DamagedError(f"{place}: must hold {', '.join(_MEMBERS)} as files and nothing else, but holds {names}")

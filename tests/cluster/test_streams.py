@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from cluster.checkpoints import Checkpoints
 from cluster.errors import DamagedError, StorageUnavailable
 from cluster.storage import Retry, Store, join, open_store
-from deblur.data.loader import BadSamples, Dataset, batches
+from deblur.data.loader import BadSamples, batches
 from deblur.data.plan import Plan
+from deblur.data.stream import Dataset
 from deblur.recipe import DataRecipe
 from tests.datasets import write_dataset
 from tests.fault_proxy import FaultProxy

@@ -15,9 +15,10 @@ from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Store, Traffic, join, open_store
 from deblur import randomness
 from deblur.data import pictures
-from deblur.data.loader import BadSamples, Batch, Crop, Dataset, batches, pairs_of
+from deblur.data.loader import BadSamples, Batch, Crop, batches, pairs_of
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index, write_split
+from deblur.data.stream import Dataset
 from deblur.recipe import DataRecipe
 from tests.datasets import picture, samples, write_dataset
 

@@ -1,0 +1,185 @@
+"""How fast shards are read from a bucket, beside the plainest reader and beside other libraries.
+
+python -m benchmarks.stream --json --store s3://bucket/prefix    (AWS_ENDPOINT_URL and credentials as usual)
+
+Random bytes are put below the prefix, read in turns, and removed at the end:
+
+ours              a lane of deblur/data/stream.py: blocks, one ahead, of samples whose checksum is not looked at
+store             our store, the whole object
+boto3             get_object and the whole body
+pyarrow           pyarrow.fs.S3FileSystem, an input stream; as the next, where it is installed
+s3torchconnector  AWS's own reader for PyTorch
+
+Each first with one stream, then ours and boto3 with many at once. Processor seconds are of this process alone.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+from benchmarks.command import option, run
+from benchmarks.timing import in_turns
+from cluster.errors import InputError
+from cluster.s3 import s3_client
+from cluster.storage import Retry, Store, open_store
+from deblur.data.plan import Plan
+from deblur.data.shards import Index, Sample, Shard, Split
+from deblur.data.stream import Dataset, updates
+
+SAMPLE_BYTES = 1_300_000  # a pair of GOPRO in PNG
+
+Reader = Callable[[str], list[bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    store: str | None = option(None, "s3://bucket/prefix.")
+    objects: int = option(8, "That are read per turn.")
+    mb: int = option(32, "Of each, in 1,000,000 bytes.")
+    streams: int = option(8, "At once, where many are.")
+    rounds: int = option(5, "Turns.")
+    json: bool = option(False, "Print one line of JSON at the end.")
+
+    def __post_init__(self) -> None:
+        if self.store is not None and not self.store.startswith("s3://"):
+            raise InputError(f"--store is {self.store}; it must be s3://bucket/prefix")
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """The figures, medians over turns."""
+    if settings.store is None:
+        raise InputError("--store is missing: s3://bucket/prefix, for objects that are removed at the end")
+    store = open_store(settings.store)
+    with objects(store, settings) as keys:
+        readers = readers_of(store, settings.mb * 1_000_000)
+        expected = store.get(keys[0])
+        for name, read in readers.items():
+            if b"".join(read(keys[0])) != expected:
+                raise AssertionError(f"{name} reads other bytes")
+        return _measure(settings, readers, keys)
+
+
+def _measure(settings: Settings, readers: dict[str, Reader], keys: list[str]) -> dict[str, Any]:
+    processor: dict[str, list[float]] = {}
+
+    def read_all(name: str, streams: int) -> None:
+        before = time.process_time()
+        with ThreadPoolExecutor(streams) as pool:
+            list(pool.map(readers[name], keys))
+        processor.setdefault(f"{name} {streams}", []).append(time.process_time() - before)
+
+    works = {name: partial(read_all, name, 1) for name in readers}
+    works |= {f"many_{name}": partial(read_all, name, settings.streams) for name in ("ours", "boto3")}
+    turns = in_turns(works, settings.rounds)
+    size = settings.objects * settings.mb * 1_000_000
+    figures: dict[str, Any] = {
+        f"{name}_mb_per_second": size / 1e6 / statistics.median(found) for name, found in turns.items()
+    }
+    for other in list(readers)[1:]:
+        figures[f"ours_to_{other}"] = statistics.median(turns[other]) / statistics.median(turns["ours"])
+        figures[f"ours_to_{other}_of_each_round"] = _ratios(turns[other], turns["ours"])
+    figures["many_ours_to_boto3"] = statistics.median(turns["many_boto3"]) / statistics.median(turns["many_ours"])
+    figures["many_ours_to_boto3_of_each_round"] = _ratios(turns["many_boto3"], turns["many_ours"])
+    for name in readers:
+        figures[f"{name}_processor_seconds_per_gb"] = statistics.median(processor[f"{name} 1"]) / size * 1e9
+    absent = {"pyarrow", "s3torchconnector"} - readers.keys()
+    return figures | {"left_out": [f"{name} is not installed" for name in sorted(absent)]}
+
+
+def _ratios(others: list[float], ours: list[float]) -> list[float]:
+    return [other / own for other, own in zip(others, ours, strict=True)]
+
+
+@contextmanager
+def objects(store: Store, settings: Settings) -> Iterator[list[str]]:
+    """Keys of objects of random bytes, which go with the context."""
+    keys = [f"{nth:06d}.bin" for nth in range(settings.objects)]
+    try:
+        for key in keys:
+            store.put(key, os.urandom(settings.mb * 1_000_000))
+        yield keys
+    finally:
+        for key in keys:
+            store.delete(key)
+
+
+# ---- the readers: each gives the parts of an object
+
+
+def readers_of(store: Store, size: int) -> dict[str, Reader]:
+    """Those whose library is installed, for objects of `size` bytes."""
+    bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+    client = s3_client(Retry())
+
+    def boto3(key: str) -> list[bytes]:
+        return [client.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read()]
+
+    readers: dict[str, Reader] = {
+        "ours": lambda key: lane(store, key, size),
+        "store": lambda key: [store.get(key)],
+        "boto3": boto3,
+    }
+    if find_spec("pyarrow"):
+        readers["pyarrow"] = _pyarrow(f"{bucket}/{prefix}")
+    if find_spec("s3torchconnector"):
+        readers["s3torchconnector"] = _s3torchconnector(store.url)
+    return readers
+
+
+def lane(store: Store, key: str, size: int) -> list[bytes]:
+    """An object as a lane of the loader is read, in samples of about a pair of GOPRO."""
+    starts = range(0, size, SAMPLE_BYTES)
+    samples = tuple(Sample(key=str(at), offset=at, length=min(SAMPLE_BYTES, size - at), crc32=0) for at in starts)
+    split = Split(shards=(Shard(name=key, size_bytes=size, samples=samples),), smallest=(0, 0))
+    plan = Plan(shard_sizes=(len(samples),), batch_size=1, seed=0)
+    dataset = Dataset(store, Index(made={}, splits={"train": split}))
+    with ThreadPoolExecutor(2) as fetchers:
+        made = islice(updates(dataset, split, plan, range(1), 0, fetchers), len(samples))
+        found = {slices[0].sample.offset: slices[0].block.result()[slices[0].nth] for _, _, slices in made}
+        fetchers.shutdown(cancel_futures=True)
+    return [found[at] for at in starts]  # the plan begins anywhere and goes round
+
+
+def _pyarrow(place: str) -> Reader:
+    from pyarrow import fs
+
+    # It reads neither AWS_ENDPOINT_URL nor, without it, paths instead of host names.
+    scheme, _, server = os.environ.get("AWS_ENDPOINT_URL", "").partition("://")
+    named = {"endpoint_override": server, "scheme": scheme} if server else {}
+    files = fs.S3FileSystem(region=_region(), **named)
+
+    def read(key: str) -> list[bytes]:
+        with files.open_input_stream(f"{place}/{key}") as stream:
+            return [stream.read()]
+
+    return read
+
+
+def _s3torchconnector(url: str) -> Reader:
+    from s3torchconnector import S3ClientConfig, S3MapDataset
+
+    config = S3ClientConfig(force_path_style=True)
+
+    def read(key: str) -> list[bytes]:
+        objects = S3MapDataset.from_objects(
+            [f"{url}/{key}"], region=_region(), endpoint=os.environ.get("AWS_ENDPOINT_URL"), s3client_config=config
+        )
+        return [objects[0].read()]
+
+    return read
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+if __name__ == "__main__":
+    run("stream", __doc__, Settings, measure)

@@ -1,0 +1,32 @@
+"""A tiny measurement of streams: every reader reads the same bytes, figures follow from each other, nothing is left."""
+
+import os
+
+import pytest
+
+from benchmarks.stream import SAMPLE_BYTES, Settings, measure, readers_of
+from cluster.errors import InputError
+from cluster.storage import join, open_store
+
+
+def test_figures_follow_from_each_other_and_objects_are_removed(bucket: str) -> None:
+    figures = measure(Settings(store=join(bucket, "bench"), objects=2, mb=1, streams=2, rounds=1))
+    for other in ("store", "boto3"):
+        rates = figures["ours_mb_per_second"], figures[f"{other}_mb_per_second"]
+        assert figures[f"ours_to_{other}"] == pytest.approx(rates[0] / rates[1])
+        assert figures[f"{other}_processor_seconds_per_gb"] > 0
+    assert open_store(bucket).list() == []
+
+
+def test_every_reader_reads_the_same_bytes(bucket: str) -> None:
+    store, content = open_store(join(bucket, "bench")), os.urandom(2 * SAMPLE_BYTES + 17)
+    store.put("x", content)
+    for name, read in readers_of(store, len(content)).items():
+        assert b"".join(read("x")) == content, name
+
+
+def test_a_store_that_is_no_bucket_is_told() -> None:
+    with pytest.raises(InputError, match="--store is /tmp; it must be s3://"):
+        Settings(store="/tmp")
+    with pytest.raises(InputError, match="--store is missing"):
+        measure(Settings())
