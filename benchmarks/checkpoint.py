@@ -88,6 +88,7 @@ def _measure(settings: Settings, store: Store) -> dict[str, Any]:
         "seconds_held_up_beside": round(total["beside"] - total["none"], 3),
         "seconds_held_up_waiting": round(total["waiting"] - total["none"], 3),
         "beside_to_waiting": round((total["beside"] - total["none"]) / (total["waiting"] - total["none"]), 3),
+        "beside_to_update": round((total["beside"] - total["none"]) / (total["none"] / settings.updates), 3),
         "seconds_to_pack": round(statistics.median(turn.pack_s for turn in saved), 3),
         "seconds_to_upload_beside": round(statistics.median(turn.upload_s for turn in turns["beside"]), 3),
         "seconds_to_upload_waiting": round(statistics.median(turn.upload_s for turn in turns["waiting"]), 3),

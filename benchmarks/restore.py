@@ -7,6 +7,7 @@ what the imports take. Weights are fresh: they cost as much as trained ones.
 """
 
 import itertools
+import math
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,9 @@ class Settings:
     width: int = option(1280, "Of the picture.")
     height: int = option(720, "Of the picture.")
     tile: int = option(TILE, "Side of the tiles.")
-    memory: str = option("640x360,1280x720,2560x1440,3840x2160", "Sizes whose memory is measured; the last in tiles.")
+    memory: str = option(
+        "640x360,1280x720,2560x1440,2560x1600,3840x2160", "Sizes whose memory is measured; the last two in tiles."
+    )
     rounds: int = option(3, "Turns.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
@@ -59,6 +62,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     turns = in_turns(ways, settings.rounds)
     median = {way: statistics.median(found) for way, found in turns.items()}
     counted, ceiling = operations(generator, size), matmul_rate(device, torch.float32)
+    peaks = {text: peak_bytes(restore_once, settings.recipe, _size(text)) for text in settings.memory.split(",")}
     figures: dict[str, Any] = {f"{way}_images_per_second": 1 / seconds for way, seconds in median.items()}
     for way in ("tiled", "bfloat16"):
         figures[f"{way}_to_whole_seconds"] = median[way] / median["whole"]
@@ -73,9 +77,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         "matmul_gflop_per_second": ceiling / 1e9,
         "share_of_ceiling": counted / median["whole"] / ceiling,
         "whole_up_to_pixels": MAX_PIXELS,
-        "peak_bytes": {
-            text: peak_bytes(restore_once, settings.recipe, _size(text)) for text in settings.memory.split(",")
-        },
+        "peak_bytes": peaks,
+        "bytes_per_pixel_more_whole": growth(peaks, tiled=False),
+        "bytes_per_pixel_more_tiled": growth(peaks, tiled=True),
     }
 
 
@@ -94,6 +98,16 @@ def restore_once(recipe: str, size: _Size) -> None:
     """What memory is measured of: as deblur.restore does it, whole or in tiles."""
     device = pick_device()
     restore_picture(generator_of(recipe, device), picture_of(size), device=device)
+
+
+def growth(peaks: dict[str, int], *, tiled: bool) -> float | None:
+    """Bytes by which the peak grows with a pixel of the picture, from the smallest such picture to the largest."""
+    found = sorted((math.prod(_size(text)), peak) for text, peak in peaks.items())
+    chosen = [(pixels, peak) for pixels, peak in found if (pixels > MAX_PIXELS) == tiled]
+    if len(chosen) < 2:
+        return None
+    (fewest, low), (most, high) = chosen[0], chosen[-1]
+    return (high - low) / (most - fewest)
 
 
 def operations(generator: nn.Module, size: _Size) -> int:

@@ -7,6 +7,7 @@ Random bytes are put below the prefix, read in turns, and removed at the end:
 ours              a lane of deblur/data/stream.py: blocks, one ahead, of samples whose checksum is not looked at
 store             our store, the whole object
 boto3             get_object and the whole body
+boto3_ranged      get_object and the body of one block after another: what ranges cost without our code
 pyarrow           pyarrow.fs.S3FileSystem, an input stream; as the next, where it is installed
 s3torchconnector  AWS's own reader for PyTorch
 
@@ -32,7 +33,7 @@ from cluster.s3 import s3_client
 from cluster.storage import Retry, Store, open_store
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, Sample, Shard, Split
-from deblur.data.stream import Dataset, updates
+from deblur.data.stream import BLOCK_BYTES, Dataset, updates
 
 SAMPLE_BYTES = 1_300_000  # a pair of GOPRO in PNG
 
@@ -70,14 +71,15 @@ def measure(settings: Settings) -> dict[str, Any]:
 def _measure(settings: Settings, readers: dict[str, Reader], keys: list[str]) -> dict[str, Any]:
     processor: dict[str, list[float]] = {}
 
-    def read_all(name: str, streams: int) -> None:
+    def read_all(work: str, read: Reader, streams: int) -> None:
         before = time.process_time()
         with ThreadPoolExecutor(streams) as pool:
-            list(pool.map(readers[name], keys))
-        processor.setdefault(f"{name} {streams}", []).append(time.process_time() - before)
+            list(pool.map(read, keys))
+        processor.setdefault(work, []).append(time.process_time() - before)
 
-    works = {name: partial(read_all, name, 1) for name in readers}
-    works |= {f"many_{name}": partial(read_all, name, settings.streams) for name in ("ours", "boto3")}
+    works = {name: partial(read_all, name, read, 1) for name, read in readers.items()}
+    for name in ("ours", "boto3"):
+        works[f"many_{name}"] = partial(read_all, f"many_{name}", readers[name], settings.streams)
     turns = in_turns(works, settings.rounds)
     size = settings.objects * settings.mb * 1_000_000
     figures: dict[str, Any] = {
@@ -88,8 +90,8 @@ def _measure(settings: Settings, readers: dict[str, Reader], keys: list[str]) ->
         figures[f"ours_to_{other}_of_each_round"] = _ratios(turns[other], turns["ours"])
     figures["many_ours_to_boto3"] = statistics.median(turns["many_boto3"]) / statistics.median(turns["many_ours"])
     figures["many_ours_to_boto3_of_each_round"] = _ratios(turns["many_boto3"], turns["many_ours"])
-    for name in readers:
-        figures[f"{name}_processor_seconds_per_gb"] = statistics.median(processor[f"{name} 1"]) / size * 1e9
+    for name, found in processor.items():
+        figures[f"{name}_processor_seconds_per_gb"] = statistics.median(found) / size * 1e9
     absent = {"pyarrow", "s3torchconnector"} - readers.keys()
     return figures | {"left_out": [f"{name} is not installed" for name in sorted(absent)]}
 
@@ -122,13 +124,18 @@ def readers_of(store: Store, size: int) -> dict[str, Reader]:
     def boto3(key: str) -> list[bytes]:
         return [client.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read()]
 
+    def boto3_ranged(key: str) -> list[bytes]:
+        ranges = (f"bytes={start}-{min(start + BLOCK_BYTES, size) - 1}" for start in range(0, size, BLOCK_BYTES))
+        return [client.get_object(Bucket=bucket, Key=f"{prefix}/{key}", Range=part)["Body"].read() for part in ranges]
+
     readers: dict[str, Reader] = {
         "ours": lambda key: lane(store, key, size),
         "store": lambda key: [store.get(key)],
         "boto3": boto3,
+        "boto3_ranged": boto3_ranged,
     }
     if find_spec("pyarrow"):
-        readers["pyarrow"] = _pyarrow(f"{bucket}/{prefix}")
+        readers["pyarrow"] = _pyarrow(f"{bucket}/{prefix}", size)
     if find_spec("s3torchconnector"):
         readers["s3torchconnector"] = _s3torchconnector(store.url)
     return readers
@@ -148,7 +155,7 @@ def lane(store: Store, key: str, size: int) -> list[bytes]:
     return [found[at] for at in starts]  # the plan begins anywhere and goes round
 
 
-def _pyarrow(place: str) -> Reader:
+def _pyarrow(place: str, size: int) -> Reader:
     from pyarrow import fs
 
     # It reads neither AWS_ENDPOINT_URL nor, without it, paths instead of host names.
@@ -158,21 +165,21 @@ def _pyarrow(place: str) -> Reader:
 
     def read(key: str) -> list[bytes]:
         with files.open_input_stream(f"{place}/{key}") as stream:
-            return [stream.read()]
+            return [stream.read(size)]  # without a size it asks for 256 KB at a time
 
     return read
 
 
 def _s3torchconnector(url: str) -> Reader:
-    from s3torchconnector import S3ClientConfig, S3MapDataset
+    from s3torchconnector import S3Checkpoint, S3ClientConfig
 
+    # It gives the readers of S3MapDataset, for keys that come one by one, from one client and its connections.
     config = S3ClientConfig(force_path_style=True)
+    objects = S3Checkpoint(_region(), endpoint=os.environ.get("AWS_ENDPOINT_URL"), s3client_config=config)
 
     def read(key: str) -> list[bytes]:
-        objects = S3MapDataset.from_objects(
-            [f"{url}/{key}"], region=_region(), endpoint=os.environ.get("AWS_ENDPOINT_URL"), s3client_config=config
-        )
-        return [objects[0].read()]
+        with objects.reader(f"{url}/{key}") as body:
+            return [body.read()]
 
     return read
 

@@ -40,7 +40,8 @@ def distributed(network: nn.Module, rank: Rank) -> nn.Module:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         elif rank.rank == 0:
             _log.warning("BatchNorm on CPUs: each rank normalises by its own images, so results depend on the ranks")
-    return nn.parallel.DistributedDataParallel(network, [rank.device] if rank.device.type == "cuda" else None)
+    devices = [rank.device] if rank.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
 
 
 def autocast_for(recipe: Recipe, device: torch.device) -> Autocast:

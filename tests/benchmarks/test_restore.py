@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import update
-from benchmarks.restore import Settings, generator_of, measure, operations, pixels_in_tiles
+from benchmarks.restore import Settings, generator_of, growth, measure, operations, pixels_in_tiles
 from tests.benchmarks.test_flops import counted
 
 CPU = torch.device("cpu")
@@ -34,3 +34,10 @@ def test_operations_and_pixels_are_those_of_the_passes() -> None:
     # Two tiles of 512 and 384 columns, each with the rows of the picture; and once more for the statistics.
     assert pixels_in_tiles((640, 64), 512, plain) == (512 + 384) * 64
     assert pixels_in_tiles((640, 64), 512, normed) == (512 + 384 + 640) * 64
+
+
+def test_memory_grows_by_the_pictures_of_one_way() -> None:
+    peaks = {"1000x1000": 3_000, "2000x1000": 7_000, "3000x2000": 500, "3000x3000": 560}
+    assert growth(peaks, tiled=False) == 4_000 / 1_000_000
+    assert growth(peaks, tiled=True) == 60 / 3_000_000
+    assert growth({"64x64": 1, "3000x3000": 2}, tiled=True) is None

@@ -11,10 +11,11 @@ from cluster.storage import join, open_store
 
 def test_figures_follow_from_each_other_and_objects_are_removed(bucket: str) -> None:
     figures = measure(Settings(store=join(bucket, "bench"), objects=2, mb=1, streams=2, rounds=1))
-    for other in ("store", "boto3"):
+    for other in ("store", "boto3", "boto3_ranged"):
         rates = figures["ours_mb_per_second"], figures[f"{other}_mb_per_second"]
         assert figures[f"ours_to_{other}"] == pytest.approx(rates[0] / rates[1])
         assert figures[f"{other}_processor_seconds_per_gb"] > 0
+    assert figures["many_ours_processor_seconds_per_gb"] > 0
     assert open_store(bucket).list() == []
 
 

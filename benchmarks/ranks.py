@@ -1,0 +1,215 @@
+"""Ranks of a benchmark: processes of one thread, each on a core of its own, told by lines of JSON what to do.
+
+Where this machine permits it each has a network namespace with a link, whose bytes are counted and whose rate can be
+limited (tc, Debian's iproute2). python -m benchmarks.ranks is one such process.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+from benchmarks.update import Settings as UpdateSettings
+from benchmarks.update import recipe_of
+from cluster.network import Place, can_isolate, new_name, new_network
+from cluster.sync import Rank
+from deblur.models.vgg import load_features
+from deblur.networks import build
+from deblur.recipe import Recipe
+from deblur.update import Updater
+
+# alone         without any other rank
+# ddp           as the product makes it
+# copied        gradients are copied into what is sent, and back
+# one_bucket    all gradients of a network at once, after its backward: nothing is sent beside computing
+# small_buckets five times as many messages
+# bfloat16      gradients travel in bfloat16
+# local_critic  critics step by themselves and are averaged once per update: another algorithm
+WAYS = ("alone", "ddp", "copied", "one_bucket", "small_buckets", "bfloat16", "local_critic")
+
+
+# ---- in each process
+
+
+class Ways:
+    """Updaters of one rank, made when they are first asked for."""
+
+    def __init__(self, recipe: Recipe, rank: Rank) -> None:
+        self.recipe, self.rank, self._made = recipe, rank, dict[str, Updater]()
+        self.features = load_features(recipe.loss.features, "random", None)
+
+    def updater(self, way: str) -> Updater:
+        """The one that is kept."""
+        if way not in self._made:
+            self._made[way] = self.fresh(way)
+        return self._made[way]
+
+    def fresh(self, way: str) -> Updater:
+        """Another one, with the recipe's first weights."""
+        if way == "ddp":
+            return build(self.recipe, self.features, self.rank)
+        updater = build(self.recipe, self.features, Rank())
+        if way == "alone":
+            return updater
+        updater.scale = self.rank.num_ranks / self.recipe.data.batch_size
+        bucket = {"one_bucket": {"bucket_cap_mb": 1 << 20}, "small_buckets": {"bucket_cap_mb": 5}}.get(way, {})
+        wrap = partial(nn.parallel.DistributedDataParallel, gradient_as_bucket_view=way != "copied", **bucket)
+        updater.generator = wrap(updater.generator)
+        if way != "local_critic":
+            updater.critic = wrap(updater.critic)
+        if way == "bfloat16":
+            for network in (updater.generator, updater.critic):
+                network.register_comm_hook(None, bf16_compress_hook)
+        return updater
+
+    def update(self, way: str, updater: Updater, nth: int) -> None:
+        """The nth update, on noise that differs between ranks."""
+        torch.manual_seed(nth * self.rank.num_ranks + self.rank.rank)
+        updater.update(*self._batch(nth))
+        if way == "local_critic":
+            for parameter in updater.critic.parameters():
+                dist.all_reduce(parameter.data)
+                parameter.data /= self.rank.num_ranks
+
+    def _batch(self, nth: int) -> tuple[Tensor, Tensor, Tensor]:
+        data, share = self.recipe.data, self.recipe.data.batch_size // self.rank.num_ranks
+        draw = torch.Generator().manual_seed(nth * self.rank.num_ranks + self.rank.rank)
+        blurred, sharp = 2 * torch.rand(2, share, 3, data.crop, data.crop, generator=draw) - 1
+        return blurred, sharp, torch.rand(self.recipe.loss.critic_updates, share, 1, 1, 1, generator=draw)
+
+    def timed(self, way: str, updates: int) -> dict[str, float]:
+        """Seconds per update, and bytes that this rank sent per update (0 without a link of its own)."""
+        updater = self.updater(way)
+        dist.barrier()
+        sent, start = _sent_bytes(), time.perf_counter()
+        for nth in range(updates):
+            self.update(way, updater, nth)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds / updates, "sent_bytes": (_sent_bytes() - sent) / updates}
+
+    def apart(self, way: str, updates: int) -> dict[str, float]:
+        """How far some updates end from those of "ddp", as a share of the way that those went."""
+        begin = _weights(self.fresh("ddp"))
+        ends = []
+        for each in ("ddp", way):
+            updater = self.fresh(each)
+            for nth in range(updates):
+                self.update(each, updater, nth)
+            ends.append(_weights(updater))
+        return {"apart": ((ends[1] - ends[0]).norm() / (ends[0] - begin).norm()).item()}
+
+
+def _weights(updater: Updater) -> Tensor:
+    """Of both networks: [all]"""
+    networks = (updater.generator, updater.critic)
+    return torch.cat([p.detach().double().flatten() for network in networks for p in network.parameters()])
+
+
+def _sent_bytes() -> int:
+    link = Path("/sys/class/net/eth0/statistics/tx_bytes")
+    return int(link.read_text()) if os.environ["GLOO_SOCKET_IFNAME"] == "eth0" else 0
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    rank = Rank(rank=told["rank"], num_ranks=told["num_ranks"])
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank.rank % os.cpu_count()]})
+    dist.init_process_group("gloo", init_method=told["meet"], rank=rank.rank, world_size=rank.num_ranks)
+    ways = Ways(recipe_of(UpdateSettings(**told["settings"])), rank)
+    print(json.dumps({}), flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        print(json.dumps(getattr(ways, command.pop("do"))(**command)), flush=True)
+    dist.destroy_process_group()
+
+
+# ---- in the process that measures
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Running ranks."""
+
+    processes: list[subprocess.Popen]
+    places: list[Place]
+
+    @property
+    def isolated(self) -> bool:
+        """Whether each has a network of its own."""
+        return bool(self.places)
+
+    def all(self, do: str, **told: Any) -> list[dict[str, float]]:
+        """What each answers."""
+        for process in self.processes:
+            process.stdin.write(json.dumps({"do": do, **told}) + "\n")
+            process.stdin.flush()
+        return [_answer(process) for process in self.processes]
+
+    def limit(self, mbit: float | None) -> None:
+        """Lets each link send so many megabits per second; None is without a limit."""
+        for place in self.places:
+            command = [*place.command(), "tc", "qdisc"]
+            subprocess.run([*command, "delete", "dev", "eth0", "root"], check=False, capture_output=True)
+            if mbit:
+                limit = ["tbf", "rate", f"{mbit}mbit", "burst", "1mb", "latency", "100ms"]
+                subprocess.run([*command, "add", "dev", "eth0", "root", *limit], check=True, capture_output=True)
+
+
+def _answer(process: subprocess.Popen) -> dict[str, float]:
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"a rank of the benchmark ended with {process.wait()}; its own words stand above")
+    return json.loads(line)
+
+
+@contextlib.contextmanager
+def ranks(num_ranks: int, settings: dict[str, Any]) -> Iterator[Ranks]:
+    """So many processes with what `benchmarks.update.Settings` say; they end with the context."""
+    with contextlib.ExitStack() as stack:
+        places: list[Place] = []
+        if can_isolate():
+            network = stack.enter_context(new_network(new_name()))
+            places = [network.add(nth) for nth in range(num_ranks)]
+        address = places[0].address if places else "127.0.0.1"
+        link, meet = "eth0" if places else "lo", f"tcp://{address}:{_free_port()}"
+        processes = []
+        for nth in range(num_ranks):
+            told = {"rank": nth, "num_ranks": num_ranks, "meet": meet, "settings": settings}
+            command = [*(places[nth].command() if places else []), sys.executable, "-m", "benchmarks.ranks"]
+            process = subprocess.Popen(
+                [*command, json.dumps(told)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "GLOO_SOCKET_IFNAME": link},
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            _answer(process)
+        yield Ranks(processes, places)
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        return listening.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A tiny measurement of two ranks: what they send, how far the ways end apart, and figures that follow from others."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from benchmarks.ranks import WAYS
+from benchmarks.scaling import GBIT, Settings, gradient_bytes, least_bytes, measure
+from cluster.network import can_isolate
+
+SMALL = Settings(recipe="demo", image_size=32, updates=1, rounds=2, mbit="200,50")
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    return measure(SMALL)
+
+
+def test_the_efficiency_is_of_the_times(figures: dict[str, Any]) -> None:
+    assert figures["efficiency"] == pytest.approx(figures["seconds_alone"] / figures["seconds_together"])
+    assert len(figures["efficiency_of_each_round"]) == 2
+
+
+def test_two_ranks_send_each_gradient_once(figures: dict[str, Any]) -> None:
+    assert least_bytes(SMALL) == gradient_bytes(SMALL)
+    if not can_isolate():
+        pytest.skip("needs network namespaces (root, iproute2)")
+    assert 1 <= figures["sent_to_least_bytes"] < 1.05
+
+
+def test_what_changes_the_sending_alone_leaves_the_weights(figures: dict[str, Any]) -> None:
+    apart = figures["apart"]
+    assert apart.keys() == set(WAYS) - {"alone", "ddp"}
+    assert apart["copied"] == apart["one_bucket"] == apart["small_buckets"] == 0
+    assert 0 < apart["bfloat16"] < 0.5
+    assert apart["local_critic"] > 0
+
+
+def test_the_table_falls_with_gpus_and_rises_with_their_links(figures: dict[str, Any]) -> None:
+    if not can_isolate():
+        pytest.skip("needs network namespaces (root, iproute2)")
+    table = figures["gpus"]["efficiency"]
+    for slow, fast in itertools.pairwise(GBIT):
+        assert all(table[slow][gpus] <= table[fast][gpus] for gpus in table[slow])
+    for row in table.values():
+        assert list(row.values()) == sorted(row.values(), reverse=True)
+        assert row[1] == 1
