@@ -150,7 +150,7 @@ class Recipe:
     seed: int = 0
     """Root of every random draw."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of convolutions; auto is bfloat16 where the hardware multiplies it natively. The penalty is always float32."""
+    """Of convolutions; auto is bfloat16 where the hardware multiplies it natively."""
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     critic: CriticRecipe = field(default_factory=CriticRecipe)
     loss: Annotated[LossRecipe, _FLAT] = field(default_factory=LossRecipe)

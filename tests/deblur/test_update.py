@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.sync import Rank
+from deblur import networks
 from deblur.data.plan import lanes_of
 from deblur.models.vgg import load_features
 from deblur.networks import distributed
@@ -46,9 +47,9 @@ def small(batch_size: int = 4, **loss: object) -> Recipe:
 
 def updater_of(recipe: Recipe, rank: Rank, dtype: torch.dtype) -> Updater:
     torch.manual_seed(5)
-    networks = [build(recipe).to(dtype) for build in (build_generator, build_critic)]
+    made = [build(recipe).to(dtype) for build in (build_generator, build_critic)]
     features = load_features(recipe.loss.features, "random", None).to(dtype)
-    generator, critic = (distributed(network, rank) for network in networks)
+    generator, critic = (distributed(network, rank) for network in made)
     return Updater(generator, critic, features, recipe, rank.num_ranks / recipe.data.batch_size)
 
 
@@ -143,13 +144,30 @@ def test_batch_norm_over_gpus_sees_the_whole_batch(tmp_path: Path, num_ranks: in
         assert max((weights[name] - alone[name]).abs().max() for name in alone) < 1e-8
 
 
+@pytest.mark.gpu
+def test_nothing_in_an_update_waits_for_the_device() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    device, recipe = torch.device("cuda"), small()
+    torch.manual_seed(5)
+    features = load_features(recipe.loss.features, "random", None)
+    updater = networks.build(recipe, features.to(device), Rank(device=device))
+    batch = [tensor.to(device) for tensor in batch_of(recipe, 0, torch.float32)]
+    updater.update(*batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        updater.update(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def make_updates_on_gpu(rank: Rank, recipe: Recipe) -> dict[str, Tensor]:
     device = torch.device("cuda", rank.rank)
     rank = replace(rank, device=device)
     torch.manual_seed(5)
-    networks = [build(recipe).double().to(device) for build in (build_generator, build_critic)]
+    made = [build(recipe).double().to(device) for build in (build_generator, build_critic)]
     features = load_features(recipe.loss.features, "random", None).double().to(device)
-    generator, critic = (distributed(network, rank) for network in networks)
+    generator, critic = (distributed(network, rank) for network in made)
     updater = Updater(generator, critic, features, recipe, rank.num_ranks / recipe.data.batch_size)
     lanes = list(lanes_of(rank.rank, rank.num_ranks, recipe.data.batch_size))
     for update in range(3):
