@@ -4,32 +4,50 @@ A convolution of C to C' channels with a k x k kernel and H' x W' outputs takes 
 a transposed one H' W' are the inputs), as many again for the gradient of its weights, and as many for that of its
 inputs. All else in these networks is less than a hundredth of that. tests/benchmarks/test_flops.py compares with
 torch's counter.
+
+Each of the three reads two and writes one of its inputs, its weights and its outputs (or their gradients): the values
+that it moves, if nothing else has to be moved and nothing stays in a cache, are counted by the same formulas.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward pass: all convolutions, and of these the first and the last."""
+    """Of one forward pass: all convolutions, and of these the first and the last."""
 
     all: int
     first: int
     last: int
 
 
-def forward_of(network: nn.Module, batch_size: int, side: int) -> Forward:
-    """Operations of a forward pass over [batch_size, 3, side, side]; the network is not changed."""
+def operations(module: Convolution, inputs: Tensor, outputs: Tensor) -> int:
+    """Multiplications and additions."""
+    pixels = inputs if module.transposed else outputs
+    return 2 * module.weight.numel() * len(outputs) * pixels.shape[-2] * pixels.shape[-1]
+
+
+def values(module: Convolution, inputs: Tensor, outputs: Tensor) -> int:
+    """Numbers that are read or written."""
+    return inputs.numel() + module.weight.numel() + outputs.numel()
+
+
+def forward_of(
+    network: nn.Module, batch_size: int, side: int, of: Callable[[Convolution, Tensor, Tensor], int] = operations
+) -> Forward:
+    """Counts of a forward pass over [batch_size, 3, side, side]; the network is not changed."""
     counts: list[int] = []
 
-    def count(module: nn.Conv2d | nn.ConvTranspose2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        pixels = inputs[0] if module.transposed else output
-        counts.append(2 * module.weight.numel() * len(output) * pixels.shape[-2] * pixels.shape[-1])
+    def count(module: Convolution, inputs: tuple[Tensor], output: Tensor) -> None:
+        counts.append(of(module, inputs[0], output))
 
-    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    convolutions = [module for module in network.modules() if isinstance(module, Convolution)]
     hooks = [module.register_forward_hook(count) for module in convolutions]
     device = next(network.parameters()).device
     with torch.no_grad():

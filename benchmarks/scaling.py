@@ -17,7 +17,7 @@ from benchmarks.cost import Cost, fit
 from benchmarks.ranks import WAYS, Ranks, ranks
 from benchmarks.timing import pick_device
 from benchmarks.update import Settings as UpdateSettings
-from benchmarks.update import operations, recipe_of
+from benchmarks.update import counted, recipe_of
 from deblur.recipe import build_critic, build_generator
 
 GBIT = (10, 25, 100, 400)
@@ -138,7 +138,7 @@ def least_bytes(settings: Settings) -> float:
 def gpu_table(settings: Settings, exposed: float) -> dict[str, Any]:
     """Efficiency by gigabits per second of a GPU's link and by the number of GPUs, and where it falls below shares."""
     pictures = UpdateSettings(recipe=settings.recipe, image_size=settings.image_size, batch_size=settings.gpu_batch)
-    assumed = operations(recipe_of(replace(pictures, batch_size=1)), pick_device())["ours"] * settings.gpu_batch
+    assumed = counted(recipe_of(replace(pictures, batch_size=1)), pick_device())["ours"] * settings.gpu_batch
     seconds = settings.gpu_seconds or assumed / (settings.gpu_share * settings.gpu_tflops * 1e12)
     steps = recipe_of(pictures).loss.critic_updates
     cost = Cost(

@@ -28,6 +28,7 @@ from deblur.recipe import Recipe, build_generator
 from deblur.update import Updater
 
 CEILING_SIDE = {"cpu": 4096, "cuda": 16384}
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}  # float32 values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,20 +128,23 @@ def measure(settings: Settings) -> dict[str, Any]:
         update()  # warms up
     turns = in_turns(kinds, settings.rounds, settings.steps)
     median = {kind: statistics.median(found) for kind, found in turns.items()}
-    counted = operations(recipe, device)
+    done, moved = counted(recipe, device), counted(recipe, device, flops.values)
     dtype = torch.bfloat16 if in_bfloat16(recipe, device) else torch.float32
-    ceiling = matmul_rate(device, dtype)
+    ceiling, bandwidth = matmul_rate(device, dtype), copy_rate(device)
     figures = {
         "images_per_second": recipe.data.batch_size / median["ours"],
         "naive_images_per_second": recipe.data.batch_size / median["naive"],
         "times_faster": median["naive"] / median["ours"],
         "times_faster_of_each_round": [a / b for a, b in zip(turns["naive"], turns["ours"], strict=True)],
-        "gflop_per_update": counted["ours"] / 1e9,
-        "naive_gflop_per_update": counted["naive"] / 1e9,
+        "gflop_per_update": done["ours"] / 1e9,
+        "naive_gflop_per_update": done["naive"] / 1e9,
         "dtype": str(dtype).removeprefix("torch."),
         "matmul_gflop_per_second": ceiling / 1e9,
-        "share_of_ceiling": counted["ours"] / median["ours"] / ceiling,
-        "floor_seconds": counted["ours"] / ceiling,
+        "share_of_ceiling": done["ours"] / median["ours"] / ceiling,
+        "floor_seconds": done["ours"] / ceiling,
+        "gb_moved_per_update": moved["ours"] * dtype.itemsize / 1e9,
+        "copy_gb_per_second": bandwidth / 1e9,
+        "floor_seconds_of_bytes": moved["ours"] * dtype.itemsize / bandwidth,
         "seconds_per_update": median["ours"],
     }
     if settings.memory:
@@ -148,13 +152,15 @@ def measure(settings: Settings) -> dict[str, Any]:
     return figures
 
 
-def operations(recipe: Recipe, device: torch.device) -> dict[str, int]:
-    """Operations of one update of each kind, from the shapes."""
+def counted(
+    recipe: Recipe, device: torch.device, of: Callable[[Any, Tensor, Tensor], int] = flops.operations
+) -> dict[str, int]:
+    """Operations, or values moved, of one update of each kind, from the shapes."""
     own, other = updater_of(recipe, device), Naive(recipe, device)
     size = (recipe.data.batch_size, recipe.data.crop)
 
     def count(formula: Callable[..., int], made: Updater | Naive) -> int:
-        parts = [flops.forward_of(part, *size) for part in (made.generator, made.critic, made.features)]
+        parts = [flops.forward_of(part, *size, of) for part in (made.generator, made.critic, made.features)]
         return formula(*parts, recipe.loss.critic_updates)
 
     return {"ours": count(flops.ours, own), "naive": count(flops.naive, other)}
@@ -165,6 +171,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     side = side or CEILING_SIDE[device.type]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(6))
+
+
+def copy_rate(device: torch.device, values: int | None = None) -> float:
+    """Bytes read and written per second by a copy that no cache holds."""
+    source = torch.rand(values or COPIED[device.type], device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(6))
 
 
 def two_updates(kind: str, settings: Settings) -> None:

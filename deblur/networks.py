@@ -22,8 +22,8 @@ def build(recipe: Recipe, features: Features, rank: Rank) -> Updater:
     with torch.random.fork_rng():
         torch.manual_seed(randomness.weights_seed(recipe.seed))
         generator, critic = build_generator(recipe).to(rank.device), build_critic(recipe).to(rank.device)
-    if in_bfloat16(recipe, rank.device):
-        # The faster order in bfloat16, and the slower one in float32 (benchmarks/README.md).
+    if in_bfloat16(recipe, rank.device) and min(recipe.generator.filters, recipe.critic.filters) >= 32:
+        # The faster order there; the slower one in float32, and for fewer channels (benchmarks/README.md).
         for network in (generator, critic, features):
             network.to(memory_format=torch.channels_last)
     scale = rank.num_ranks / recipe.data.batch_size

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import flops
-from benchmarks.update import Settings, batch_of, operations, recipe_of, updater_of, updates
+from benchmarks.update import Settings, batch_of, counted, recipe_of, updater_of, updates
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ class Counter(TorchDispatchMode):
         return output
 
 
-def counted(work: Callable[[], None]) -> int:
+def done_by(work: Callable[[], None]) -> int:
     with Counter() as counter:
         work()
     return counter.total
@@ -38,10 +39,10 @@ def test_an_update_takes_as_many_operations_as_its_shapes_say(batch_size: int) -
     recipe = recipe_of(Settings(image_size=32, batch_size=batch_size))
     small = {"generator": replace(recipe.generator, filters=8), "critic": replace(recipe.critic, filters=8)}
     recipe = replace(recipe, **small)
-    done = {kind: counted(update) for kind, update in updates(recipe, CPU).items()}
-    assert done["ours"] == operations(recipe, CPU)["ours"]
+    done = {kind: done_by(update) for kind, update in updates(recipe, CPU).items()}
+    assert done["ours"] == counted(recipe, CPU)["ours"]
     # Where a stride of 2 leaves a rest, torch makes 5x5 gradients of weights in the penalty and cuts them to 4x4.
-    assert done["naive"] == pytest.approx(operations(recipe, CPU)["naive"], rel=0.01)
+    assert done["naive"] == pytest.approx(counted(recipe, CPU)["naive"], rel=0.01)
 
 
 def test_the_original_takes_about_nine_tenths_of_a_teraflop() -> None:
@@ -59,9 +60,16 @@ def test_the_original_takes_about_nine_tenths_of_a_teraflop() -> None:
     vgg = [(3, 64, 256), (64, 64, 256), (64, 128, 128), (128, 128, 128), (128, 256, 64), (256, 256, 64), (256, 256, 64)]
     features = flops.Forward(sum(convolution(before, after, 3, side) for before, after, side in vgg), 0, 0)
     by_hand = flops.naive(generator, critic, features, critic_updates=5)
-    found = operations(recipe_of(Settings(image_size=256, batch_size=1)), CPU)["naive"]
+    found = counted(recipe_of(Settings(image_size=256, batch_size=1)), CPU)["naive"]
     assert found == pytest.approx(by_hand, rel=0.05)
     assert found == pytest.approx(0.9e12, rel=0.1)
+
+
+def test_values_moved_are_those_of_inputs_weights_and_outputs() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.ConvTranspose2d(8, 5, 3))
+    first = 2 * 3 * 16 * 16 + 8 * 3 * 16 + 2 * 8 * 8 * 8
+    last = 2 * 8 * 8 * 8 + 8 * 5 * 9 + 2 * 5 * 10 * 10
+    assert flops.forward_of(network, 2, 16, flops.values) == flops.Forward(first + last, first, last)
 
 
 def test_counting_leaves_the_networks_as_they_are() -> None:

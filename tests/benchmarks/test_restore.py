@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import update
 from benchmarks.restore import Settings, generator_of, growth, measure, operations, pixels_in_tiles
-from tests.benchmarks.test_flops import counted
+from tests.benchmarks.test_flops import done_by
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_operations_and_pixels_are_those_of_the_passes() -> None:
     plain, normed = generator_of("demo", CPU), generator_of("paper", CPU)
     whole = torch.zeros(1, 3, 64, 96)
     with torch.no_grad():
-        assert operations(plain, (96, 64)) == counted(lambda: plain(whole))
+        assert operations(plain, (96, 64)) == done_by(lambda: plain(whole))
     assert pixels_in_tiles((96, 64), 512, normed) == 96 * 64
     # Two tiles of 512 and 384 columns, each with the rows of the picture; and once more for the statistics.
     assert pixels_in_tiles((640, 64), 512, plain) == (512 + 384) * 64
