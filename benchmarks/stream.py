@@ -17,6 +17,7 @@ Each first with one stream, then ours and boto3 with many at once. Processor sec
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from benchmarks.timing import in_turns
 from cluster.errors import InputError
 from cluster.s3 import s3_client
 from cluster.storage import Retry, Store, open_store
+from deblur.data.loader import UPDATES_AHEAD
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, Sample, Shard, Split
 from deblur.data.stream import BLOCK_BYTES, Dataset, updates
@@ -142,7 +144,7 @@ def readers_of(store: Store, size: int) -> dict[str, Reader]:
 
 
 def lane(store: Store, key: str, size: int) -> list[bytes]:
-    """An object as a lane of the loader is read, in samples of about a pair of GOPRO."""
+    """An object as a lane of the loader is read: samples of about a pair of GOPRO, asked for some updates ahead."""
     starts = range(0, size, SAMPLE_BYTES)
     samples = tuple(Sample(key=str(at), offset=at, length=min(SAMPLE_BYTES, size - at), crc32=0) for at in starts)
     split = Split(shards=(Shard(name=key, size_bytes=size, samples=samples),), smallest=(0, 0))
@@ -150,7 +152,13 @@ def lane(store: Store, key: str, size: int) -> list[bytes]:
     dataset = Dataset(store, Index(made={}, splits={"train": split}))
     with ThreadPoolExecutor(2) as fetchers:
         made = islice(updates(dataset, split, plan, range(1), 0, fetchers), len(samples))
-        found = {slices[0].sample.offset: slices[0].block.result()[slices[0].nth] for _, _, slices in made}
+        parts = (part for _, _, (part,) in made)
+        # As in batches(): who waits for a sample before the next is drawn asks for no block ahead.
+        pending, found = deque(islice(parts, UPDATES_AHEAD)), {}
+        while pending:
+            pending.extend(islice(parts, 1))
+            part = pending.popleft()
+            found[part.sample.offset] = part.block.result()[part.nth]
         fetchers.shutdown(cancel_futures=True)
     return [found[at] for at in starts]  # the plan begins anywhere and goes round
 

@@ -1,12 +1,14 @@
 """A tiny measurement of streams: every reader reads the same bytes, figures follow from each other, nothing is left."""
 
 import os
+import threading
 
 import pytest
 
-from benchmarks.stream import SAMPLE_BYTES, Settings, measure, readers_of
+from benchmarks.stream import SAMPLE_BYTES, Settings, lane, measure, readers_of
 from cluster.errors import InputError
 from cluster.storage import join, open_store
+from deblur.data.stream import BLOCK_BYTES
 
 
 def test_figures_follow_from_each_other_and_objects_are_removed(bucket: str) -> None:
@@ -24,6 +26,32 @@ def test_every_reader_reads_the_same_bytes(bucket: str) -> None:
     store.put("x", content)
     for name, read in readers_of(store, len(content)).items():
         assert b"".join(read("x")) == content, name
+
+
+def test_a_lane_reads_a_block_ahead() -> None:
+    store = _Held()
+    lane(store, "x", 2 * BLOCK_BYTES)
+    assert store.most == 2
+
+
+class _Held:
+    """A store whose first two reads wait for each other: only who asks ahead gets on at once."""
+
+    url = "memory"
+
+    def __init__(self) -> None:
+        self.most, self._now, self._lock, self._both = 0, 0, threading.Lock(), threading.Event()
+
+    def get(self, key: str, start: int, end: int) -> bytes:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            if self._now == 2:
+                self._both.set()
+        self._both.wait(2)
+        with self._lock:
+            self._now -= 1
+        return bytes(end - start)
 
 
 def test_a_store_that_is_no_bucket_is_told() -> None:
