@@ -1,22 +1,24 @@
 """What an update costs on any number of ranks: a few lines of arithmetic, fitted to measured updates.
 
-    T(W) = c + e G 2 (W - 1) / W / B + m 2 (W - 1) a
+    S(W) = G 2 (W - 1) / W / B
+    T(W) = c + S - min((1 - f) S, h c) + m 2 (W - 1) a
 
-c  seconds that the update takes alone
+c  seconds that the update takes where sending takes no time
 G  bytes of all gradients that an update reduces
 B  bytes per second that a rank can send
-e  share of the sending that computing does not hide: 0 where DistributedDataParallel overlaps all of it
-   (arXiv:2006.15704, section 3.2.3), 1 where it overlaps nothing
+f  share of G in the last bucket of each backward: it is complete when there is nothing left to compute beside it
+h  share of c that other sending can hide behind, as DistributedDataParallel does (arXiv:2006.15704, section 3.2.3)
 m  messages (buckets) that an update reduces
 a  seconds until a message is through, of each of the 2 (W - 1) steps of a ring
 
 A ring sends 2 (W - 1) / W of the bytes, and nothing can send less (Patarasuk and Yuan 2009,
-doi:10.1016/j.jpdc.2008.09.002). The second term is as good as constant from 16 ranks on; what ends the scaling is the
-third, and nodes that are slower than the others, of which the model knows nothing.
+doi:10.1016/j.jpdc.2008.09.002). What is hidden is bounded by the computing it hides behind, so T is never below S. S is
+as good as constant from 16 ranks on; what ends the scaling is then the last term (which a tree, of log W steps, would
+defer), and nodes that are slower than the others, of which the model knows nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,15 +29,20 @@ class Cost:
 
     compute_s: float
     gradient_bytes: float
-    exposed: float
+    last: float
+    hiding: float
     messages: int = 0
     latency_s: float = 0.0
 
+    def sending(self, ranks: int, bytes_per_second: float) -> float:
+        """S(W)."""
+        return self.gradient_bytes * 2 * (ranks - 1) / ranks / bytes_per_second
+
     def seconds(self, ranks: int, bytes_per_second: float) -> float:
         """T(W)."""
-        steps = 2 * (ranks - 1)
-        sending = self.exposed * self.gradient_bytes * steps / ranks / bytes_per_second
-        return self.compute_s + sending + self.messages * steps * self.latency_s
+        sending = self.sending(ranks, bytes_per_second)
+        hidden = min((1 - self.last) * sending, self.hiding * self.compute_s)
+        return self.compute_s + sending - hidden + self.messages * 2 * (ranks - 1) * self.latency_s
 
     def efficiency(self, ranks: int, bytes_per_second: float) -> float:
         """c / T(W), for batches that grow with the ranks."""
@@ -50,12 +57,13 @@ class Cost:
 
 
 def fit(
-    gradient_bytes: float, ranks: int, bytes_per_second: Sequence[float], seconds: Sequence[float]
+    cost: Cost, ranks: int, bytes_per_second: Sequence[float], seconds: Sequence[float]
 ) -> tuple[Cost, list[float]]:
-    """c and e by least squares from updates at several rates (latency 0); and what is left of each, as a share."""
-    sending = np.array([gradient_bytes * 2 * (ranks - 1) / ranks / rate for rate in bytes_per_second])
-    design = np.stack([np.ones_like(sending), sending], axis=1)
-    (compute_s, exposed), *_ = np.linalg.lstsq(design, np.array(seconds), rcond=None)
-    cost = Cost(compute_s=float(compute_s), gradient_bytes=gradient_bytes, exposed=float(exposed))
-    left = [cost.seconds(ranks, rate) / took - 1 for rate, took in zip(bytes_per_second, seconds, strict=True)]
-    return cost, left
+    """`cost` with the h that fits updates at several rates (least squares); and what is left of each, as a share."""
+
+    def left(hiding: float) -> list[float]:
+        tried = replace(cost, hiding=hiding)
+        return [tried.seconds(ranks, rate) / took - 1 for rate, took in zip(bytes_per_second, seconds, strict=True)]
+
+    best = min(np.linspace(0, 1, 1001).tolist(), key=lambda hiding: sum(share**2 for share in left(hiding)))
+    return replace(cost, hiding=best), left(best)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 
 from benchmarks.update import Settings as UpdateSettings
 from benchmarks.update import recipe_of
@@ -35,7 +35,7 @@ from deblur.update import Updater
 # ddp           as the product makes it
 # copied        gradients are copied into what is sent, and back
 # one_bucket    all gradients of a network at once, after its backward: nothing is sent beside computing
-# small_buckets five times as many messages
+# small_buckets messages of about 5 MB at most, where a single gradient is not larger
 # bfloat16      gradients travel in bfloat16
 # local_critic  critics step by themselves and are averaged once per update: another algorithm
 WAYS = ("alone", "ddp", "copied", "one_bucket", "small_buckets", "bfloat16", "local_critic")
@@ -91,14 +91,32 @@ class Ways:
         return blurred, sharp, torch.rand(self.recipe.loss.critic_updates, share, 1, 1, 1, generator=draw)
 
     def timed(self, way: str, updates: int) -> dict[str, float]:
-        """Seconds per update, and bytes that this rank sent per update (0 without a link of its own)."""
+        """Of an update: seconds, processor's seconds of all threads, bytes sent (0 without a link of its own)."""
         updater = self.updater(way)
         dist.barrier()
-        sent, start = _sent_bytes(), time.perf_counter()
+        sent, start, processor = _sent_bytes(), time.perf_counter(), time.process_time()
         for nth in range(updates):
             self.update(way, updater, nth)
         seconds = time.perf_counter() - start
-        return {"seconds": seconds / updates, "sent_bytes": (_sent_bytes() - sent) / updates}
+        found = {"seconds": seconds, "processor": time.process_time() - processor, "sent_bytes": _sent_bytes() - sent}
+        return {name: value / updates for name, value in found.items()}
+
+    def reduced(self) -> dict[str, float]:
+        """What the product's DDP reduces in an update: messages, their bytes, and the bytes of each backward's last."""
+        updater, messages, last = self.fresh("ddp"), list[int](), list[int]()
+
+        def count(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+            messages.append(bucket.buffer().nbytes)
+            last.extend(messages[-1:] if bucket.is_last() else [])
+            return allreduce_hook(None, bucket)
+
+        for network in (updater.generator, updater.critic):
+            network.register_comm_hook(None, count)
+        for nth in range(2):  # DDP forms its buckets anew after a first backward
+            messages.clear()
+            last.clear()
+            self.update("ddp", updater, nth)
+        return {"messages": len(messages), "bytes": sum(messages), "last_bytes": sum(last)}
 
     def apart(self, way: str, updates: int) -> dict[str, float]:
         """How far some updates end from those of "ddp", as a share of the way that those went."""
@@ -127,7 +145,8 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     rank = Rank(rank=told["rank"], num_ranks=told["num_ranks"])
     torch.set_num_threads(1)
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank.rank % os.cpu_count()]})
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank.rank % len(cores)]})
     dist.init_process_group("gloo", init_method=told["meet"], rank=rank.rank, world_size=rank.num_ranks)
     ways = Ways(recipe_of(UpdateSettings(**told["settings"])), rank)
     print(json.dumps({}), flush=True)
@@ -158,6 +177,15 @@ class Ranks:
             process.stdin.write(json.dumps({"do": do, **told}) + "\n")
             process.stdin.flush()
         return [_answer(process) for process in self.processes]
+
+    def can_limit(self) -> bool:
+        """Whether links can be limited here: it tries (tc, and the kernel's tbf)."""
+        try:
+            self.limit(1000)
+            self.limit(None)
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        return self.isolated
 
     def limit(self, mbit: float | None) -> None:
         """Lets each link send so many megabits per second; None is without a limit."""

@@ -3,9 +3,10 @@
 python -m benchmarks.scaling --json
 
 Two ranks of one thread, each on a core of its own, make updates together, and each for itself beside the other, in
-turns: the second is what the machine allows. Links between network namespaces are then limited (where this process may
-make them), with gradients sent while others are still computed, and after all of them. From the times at several rates
-follows how much of the sending is hidden (cost.py), and from that a table for GPUs, whose computing is an assumption.
+turns: the second is what the machine allows. Efficiency compares the pictures per second of all ranks. Links between
+network namespaces are then limited (where this process may), with gradients sent while others are still computed, and
+after all of them. From the times at several rates follows how much computing hides of the sending (cost.py), and from
+that a table for GPUs, whose computing is an assumption.
 """
 
 import statistics
@@ -54,8 +55,12 @@ def measure(settings: Settings) -> dict[str, Any]:
     least = least_bytes(settings)
     with ranks(settings.ranks, told) as group:
         scaling = weak_scaling(group, settings)
+        reduced = group.all("reduced")[0]
         figures = scaling | {
             "isolated": group.isolated,
+            "messages_per_update": reduced["messages"],
+            "reduced_bytes_per_update": reduced["bytes"],
+            "reduced_last_share": reduced["last_bytes"] / reduced["bytes"],
             "least_bytes_per_update": least,
             "sent_to_least_bytes": scaling["sent_bytes_per_update"] / least if group.isolated else None,
             "apart": {
@@ -63,45 +68,72 @@ def measure(settings: Settings) -> dict[str, Any]:
             },
         }
         if not group.isolated:
-            return figures | {"left_out": ["limited links: this process may not make network namespaces"]}
-        limited = limited_links(group, settings)
-    rates = [1e6 / 8 * mbit for mbit in limited]
-    cost, left = fit(gradient_bytes(settings), settings.ranks, rates, [times["ddp"] for times in limited.values()])
+            return figures | {"left_out": ["bytes, limited links: this process may not make network namespaces"]}
+        if not group.can_limit():
+            return figures | {"left_out": ["limited links: tc or the kernel's tbf is not permitted here"]}
+        turns = limited_links(group, settings)
+    limited = {mbit: {way: statistics.median(found) for way, found in ways.items()} for mbit, ways in turns.items()}
+    cost = Cost(
+        compute_s=scaling["seconds_together"],
+        gradient_bytes=reduced["bytes"],
+        last=figures["reduced_last_share"],
+        hiding=0,
+        messages=reduced["messages"],
+    )
+    rates = {mbit: mbit * 1e6 / 8 for mbit in limited}
+    cost, left = fit(cost, settings.ranks, list(rates.values()), [times["ddp"] for times in limited.values()])
+    sending = {mbit: cost.sending(settings.ranks, rate) for mbit, rate in rates.items()}
     return figures | {
         "seconds_at_mbit": limited,
-        "fit_compute_s": cost.compute_s,
-        "fit_exposed": cost.exposed,
+        "seconds_at_mbit_of_each_round": turns,
+        "hidden_share_at_mbit": {
+            mbit: {way: 1 - (limited[mbit][way] - cost.compute_s) / sending[mbit] for way in ("ddp", "one_bucket")}
+            for mbit in limited
+        },
+        "fit_hiding": cost.hiding,
         "fit_left": left,
-        "gpus": gpu_table(settings, cost.exposed),
+        "gpus": gpu_table(settings, cost),
         "left_out": [],
     }
 
 
 def weak_scaling(group: Ranks, settings: Settings) -> dict[str, Any]:
     """Two ranks together against each for itself."""
-    turns: dict[str, list[float]] = {"alone": [], "ddp": [], "copied": []}
-    sent = 0.0
+    turns: dict[str, list[list[dict[str, float]]]] = {"alone": [], "ddp": [], "copied": []}
     for way in turns:
         group.all("timed", way=way, updates=1)  # warms up
     for _ in range(settings.rounds):
         for way, found in turns.items():
-            answers = group.all("timed", way=way, updates=settings.updates)
-            found.append(max(answer["seconds"] for answer in answers))
-            sent = answers[0]["sent_bytes"]  # the last way's and ddp's are the same
-    efficiencies = [a / b for a, b in zip(turns["alone"], turns["ddp"], strict=True)]
+            found.append(group.all("timed", way=way, updates=settings.updates))
+    rates = {
+        way: [sum(settings.batch_per_rank / answer["seconds"] for answer in turn) for turn in found]
+        for way, found in turns.items()
+    }
+    efficiencies = [together / alone for together, alone in zip(rates["ddp"], rates["alone"], strict=True)]
     return {
-        "efficiency": statistics.median(turns["alone"]) / statistics.median(turns["ddp"]),
+        "efficiency": statistics.median(efficiencies),
         "efficiency_of_each_round": efficiencies,
-        "seconds_alone": statistics.median(turns["alone"]),
-        "seconds_together": statistics.median(turns["ddp"]),
-        "copied_to_together_seconds": statistics.median(turns["copied"]) / statistics.median(turns["ddp"]),
-        "sent_bytes_per_update": sent,
+        "images_per_second_alone": statistics.median(rates["alone"]),
+        "images_per_second_together": statistics.median(rates["ddp"]),
+        "seconds_alone": _median(turns["alone"], "seconds"),
+        "seconds_together": _median(turns["ddp"], "seconds"),
+        "processor_seconds_alone": _median(turns["alone"], "processor"),
+        "processor_seconds_together": _median(turns["ddp"], "processor"),
+        "copied_to_together_images": statistics.median(
+            copied / together for copied, together in zip(rates["copied"], rates["ddp"], strict=True)
+        ),
+        "sent_bytes_per_update": _median(turns["ddp"], "sent_bytes"),
     }
 
 
-def limited_links(group: Ranks, settings: Settings) -> dict[float, dict[str, float]]:
-    """Seconds per update by rate and way; all ways take turns at one rate."""
-    found: dict[float, dict[str, float]] = {}
+def _median(turns: list[list[dict[str, float]]], name: str) -> float:
+    """Over turns, of the mean over ranks."""
+    return statistics.median(statistics.mean(answer[name] for answer in turn) for turn in turns)
+
+
+def limited_links(group: Ranks, settings: Settings) -> dict[float, dict[str, list[float]]]:
+    """Seconds per update by rate, way and turn; all ways take turns at one rate."""
+    found: dict[float, dict[str, list[float]]] = {}
     for mbit in map(float, settings.mbit.split(",")):
         group.limit(mbit)
         turns: dict[str, list[float]] = {way: [] for way in WAYS[1:]}
@@ -111,7 +143,7 @@ def limited_links(group: Ranks, settings: Settings) -> dict[float, dict[str, flo
             for way, seconds in turns.items():
                 answers = group.all("timed", way=way, updates=settings.updates)
                 seconds.append(max(answer["seconds"] for answer in answers))
-        found[mbit] = {way: statistics.median(seconds) for way, seconds in turns.items()}
+        found[mbit] = turns
     group.limit(None)
     return found
 
@@ -135,19 +167,12 @@ def least_bytes(settings: Settings) -> float:
     return gradient_bytes(settings) * 2 * (settings.ranks - 1) / settings.ranks
 
 
-def gpu_table(settings: Settings, exposed: float) -> dict[str, Any]:
+def gpu_table(settings: Settings, fitted: Cost) -> dict[str, Any]:
     """Efficiency by gigabits per second of a GPU's link and by the number of GPUs, and where it falls below shares."""
     pictures = UpdateSettings(recipe=settings.recipe, image_size=settings.image_size, batch_size=settings.gpu_batch)
     assumed = counted(recipe_of(replace(pictures, batch_size=1)), pick_device())["ours"] * settings.gpu_batch
     seconds = settings.gpu_seconds or assumed / (settings.gpu_share * settings.gpu_tflops * 1e12)
-    steps = recipe_of(pictures).loss.critic_updates
-    cost = Cost(
-        compute_s=seconds,
-        gradient_bytes=gradient_bytes(settings),
-        exposed=exposed,
-        messages=steps + 1,
-        latency_s=settings.gpu_latency_us / 1e6,
-    )
+    cost = replace(fitted, compute_s=seconds, latency_s=settings.gpu_latency_us / 1e6)
     return {
         "seconds_alone": seconds,
         "seconds_are": "measured" if settings.gpu_seconds else "assumed",
