@@ -349,7 +349,8 @@ def _how_to_use(cluster: LocalCluster) -> str:
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__, prog="python -m cluster.local")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background command has the second one ignored
+        signal.signal(number, signal.default_int_handler)
     with one_line_errors(), contextlib.suppress(KeyboardInterrupt), local_cluster(settings) as cluster:
         print(_how_to_use(cluster), flush=True)
         while True:
