@@ -20,9 +20,9 @@ from deblur.data import pictures
 from deblur.data.loader import pairs_of
 from deblur.evaluate import evaluate
 from deblur.recipe import Recipe
-from deblur.restore import load_model
 from deblur.tiles import restore_picture
 from deblur.train import Settings, open_dataset, packed_samples, train
+from deblur.trained import load_model
 
 RANKS = 2
 _CPU = torch.device("cpu")

@@ -29,8 +29,8 @@ from deblur.data.loader import pairs_of
 from deblur.data.shards import read_index
 from deblur.data.stream import Dataset
 from deblur.quality import DEFINITION, psnr, ssim
-from deblur.restore import load_model, pick_device
 from deblur.tiles import restore_picture
+from deblur.trained import load_model, pick_device
 
 KeyedPair = tuple[str, np.ndarray, np.ndarray]  # key, blurred and sharp: uint8 RGB [H, W, 3]
 _THREADS = 2  # that decode ahead of the generator

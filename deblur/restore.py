@@ -5,8 +5,6 @@ where the input is grey, and keeps alpha and colour profile; other metadata is l
 CMYK and palettes become RGB.
 """
 
-import io
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,28 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import PIL.Image
-import PIL.ImageOps
-import safetensors
-import safetensors.torch
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError, one_line_errors
-from cluster.storage import open_store, read_url
-from deblur import recipe as recipes
-from deblur.data.pictures import SUFFIXES, open_picture
-from deblur.recipe import build_generator
+from cluster.storage import open_store
+from deblur.data.pictures import SUFFIXES
+from deblur.photograph import read_photograph, write_photograph
 from deblur.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
+from deblur.trained import load_model, pick_device
 
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
-_FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}  # else JPEG
-_WITHOUT_ALPHA = ("JPEG", "BMP")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +44,6 @@ class Settings:
     def __post_init__(self) -> None:
         if self.tile and self.tile < _SMALLEST_TILE:
             raise InputError(f"--tile is {self.tile}; it must be at least {_SMALLEST_TILE}, or 0 for automatic")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photograph:
-    """What a file holds, upright."""
-
-    pixels: np.ndarray
-    """[H, W, 3] uint8 RGB; three equal channels where grey."""
-    alpha: np.ndarray | None
-    """[H, W] uint8."""
-    grey: bool
-    profile: bytes | None
-    """ICC profile of the pixels."""
 
 
 def restore_files(
@@ -93,48 +70,6 @@ def restore_file(
     limit = {"max_pixels": 0, "tile": tile} if tile else {"max_pixels": MAX_PIXELS, "tile": TILE}
     restored = restore_picture(generator, photograph.pixels, device=device, **limit)
     return write_photograph(photograph, restored, name, suffix)
-
-
-def read_photograph(data: bytes, name: str) -> Photograph:
-    """Decodes a file. Raises InputError with its name where that cannot be done without loss of meaning."""
-    picture = open_picture(data, name)
-    # A phone's MPO is one photograph; what follows in it are depth and brightness maps.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise InputError(f"{name}: holds {picture.n_frames} pictures; split it into files of one")
-    if picture.mode in ("I", "F"):
-        raise InputError(f"{name}: holds {picture.mode} values of 32 bits, no photograph; convert it to 8 or 16 bits")
-    try:
-        return _photograph(PIL.ImageOps.exif_transpose(picture))
-    except Exception as error:
-        raise InputError(f"{name}: does not decode ({error}); replace or remove it") from error
-
-
-def _photograph(picture: PIL.Image.Image) -> Photograph:
-    grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I;16")
-    profile = None if picture.mode in ("CMYK", "LAB") else picture.info.get("icc_profile")
-    if picture.mode.startswith("I;16"):
-        # By hand: Pillow clips at 255 in some versions and takes the high byte in others.
-        values = np.asarray(picture).astype(np.float32) / 257
-        picture = PIL.Image.fromarray(values.round().astype(np.uint8))
-    alpha = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
-    pixels = np.array(picture.convert("RGBA" if alpha is not None else "RGB"))[..., :3]
-    return Photograph(pixels=pixels, alpha=alpha, grey=grey, profile=profile)
-
-
-def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suffix: str) -> bytes:
-    """Other pixels, [H, W, 3] uint8 RGB, with all else that the photograph had, as the bytes of a file."""
-    kind = _FORMATS.get(suffix.lower(), "JPEG")
-    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    if photograph.grey:
-        picture = picture.convert("L")
-    if photograph.alpha is not None:
-        if kind in _WITHOUT_ALPHA:
-            raise InputError(f"{name}: has an alpha channel, which a {kind} cannot hold; rename it to .png")
-        picture.putalpha(PIL.Image.fromarray(photograph.alpha))
-    out = io.BytesIO()
-    options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-    picture.save(out, kind, icc_profile=photograph.profile, **options)
-    return out.getvalue()
 
 
 def plan(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
@@ -174,59 +109,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a GPU where there is one. Raises InputError where there is none of that name."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: cannot be used here ({reason}); choose auto, cpu or cuda") from error
-
-
-def load_model(url: str, device: torch.device) -> nn.Module:
-    """The generator of a run's newest checkpoint that is whole, or of one generator.safetensors, in eval mode.
-
-    The file says itself which recipe it is of. Nothing in it is executed. Raises InputError naming the place, and the
-    first tensor that is not what the recipe makes.
-    """
-    data = read_url(url) if url.endswith(".safetensors") else _newest_generator(url)
-    generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
-    try:
-        weights = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{url}: not a whole safetensors file ({error}); copy it again") from error
-    _check_tensors(generator.state_dict(), weights, url)
-    generator.load_state_dict(weights)
-    return generator.to(device).eval()
-
-
-def _newest_generator(url: str) -> bytes:
-    found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
-    if found is None:
-        raise InputError(
-            f"{url}: holds no checkpoint that is whole; --model takes a run that has one, or a generator.safetensors"
-        )
-    return found
-
-
-def _recipe_text(data: bytes, place: str) -> str:
-    """The recipe among a safetensors file's metadata: a length in 8 bytes, a JSON header, the tensors."""
-    try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return header["__metadata__"]["recipe"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{place}: no generator with its recipe; take a generator.safetensors of a run") from error
-
-
-def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], place: str) -> None:
-    for name in [*expected, *sorted(found)]:
-        wanted, came = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
-        if wanted != came:
-            raise InputError(f"{place}: another network than its recipe's: tensor {name} is {came}, expected {wanted}")
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from cluster.storage import Store, join, open_store
 from deblur import recipe as recipes
 from deblur import restore
 from deblur.recipe import GeneratorRecipe, Recipe, build_generator
-from deblur.restore import load_model, plan, restore_file
+from deblur.restore import plan, restore_file
+from deblur.trained import load_model
 from tests.datasets import picture
 
 RECIPE = replace(recipes.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
