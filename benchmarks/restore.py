@@ -122,7 +122,7 @@ def pixels_in_tiles(size: _Size, tile: int, generator: nn.Module) -> int:
     inside = sum((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)
     in_one = max(size) <= tile
     measured = not in_one and any(isinstance(module, nn.InstanceNorm2d) for module in generator.modules())
-    return inside + (size[0] * size[1] if measured else 0)  # deblur/tiles.py: share_statistics
+    return inside + (size[0] * size[1] if measured else 0)  # deblur/tiles.py: _measuring
 
 
 def _size(text: str) -> _Size:

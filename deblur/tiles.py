@@ -3,19 +3,22 @@
 A tile starts where strides fall on the same pixels as in the whole picture, and only its inner part counts: the outer
 `margin` pixels are context, thrown away except at the borders of the picture, where padding is what the whole picture
 has too. Inner parts meet in linear ramps.
+
+What is computed next is a generator's `yield`; who computes it, alone (`restore_picture`) or with pieces of other
+pictures (deblur/batching.py), is not known here.
 """
 
-import copy
 import itertools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Generator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deblur.quality import from_uint8, to_uint8
+from deblur.pieces import Piece, PieceRunner, statistics_of
+from deblur.quality import to_uint8
 
 # Tiles start at multiples of it: the U-Net halves the picture eight times, the ResNet twice.
 FACTOR = 256
@@ -44,55 +47,88 @@ def restore_picture(
     picture    [H, W, 3]  uint8 RGB
     returns    [H, W, 3]  uint8 RGB, rounded
     """
-    pixels = from_uint8(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).unsqueeze(0))
-    restored = _whole(generator, pixels, device) if pixels[0, 0].numel() <= max_pixels else None
-    if restored is None:
-        height, width = picture.shape[:2]
-        log.info("%dx%d is restored in tiles of %d pixels", width, height, tile)
-        restored = restore_tiled(generator, pixels, device=device, tile=tile)
-    return np.ascontiguousarray(to_uint8(restored)[0].permute(1, 2, 0).numpy())
+    runner = PieceRunner(generator, device)
+    steps = restoring(picture, runner.has_statistics, max_pixels=max_pixels, tile=tile)
+    found = advance(steps)
+    while isinstance(found, list):
+        found = advance(steps, _results(runner, found))
+    return found
 
 
-@torch.inference_mode()
-def _whole(generator: nn.Module, pictures: Tensor, device: torch.device | str) -> Tensor | None:
-    """The restored pictures, or None where the GPU has no memory for them."""
+def _results(runner: PieceRunner, pieces: list[Piece]) -> list[Tensor] | torch.OutOfMemoryError:
     try:
-        return generator(pictures.to(device)).float().cpu()
-    except torch.OutOfMemoryError:
-        log.warning("no GPU memory for %d x %d pixels at once", pictures.shape[-1], pictures.shape[-2])
-    torch.cuda.empty_cache()  # after the handler: the error holds the activations alive
-    return None
+        return [runner.run([piece])[0] for piece in pieces]
+    except torch.OutOfMemoryError as error:
+        return error
 
 
-@torch.inference_mode()
-def restore_tiled(
-    generator: nn.Module, pictures: Tensor, *, device: torch.device | str, tile: int = TILE, margin: int = MARGIN
-) -> Tensor:
-    """One picture restored tile by tile; memory is a tile's.
+Steps = Generator[list[Piece], list[Tensor], np.ndarray]
+"""Asks for pieces, is sent their results (see `PieceRunner.run`), returns the picture; see `advance`."""
+
+
+def advance(steps: Steps, results: list[Tensor] | torch.OutOfMemoryError | None = None) -> list[Piece] | np.ndarray:
+    """The pieces that are to be computed next, or the picture at the end; `results` of the pieces asked for before."""
+    try:
+        return steps.throw(results) if isinstance(results, torch.OutOfMemoryError) else steps.send(results)
+    except StopIteration as end:
+        return end.value
+
+
+def restoring(picture: np.ndarray, has_statistics: bool, *, max_pixels: int = MAX_PIXELS, tile: int = TILE) -> Steps:
+    """The steps of `restore_picture`; `has_statistics` as the generator's `PieceRunner`."""
+    height, width = picture.shape[:2]
+    if height * width <= max_pixels:
+        try:
+            (whole,) = yield [Piece(pixels=picture)]
+            return _as_picture(whole)
+        except torch.OutOfMemoryError:
+            log.warning("no GPU memory for %d x %d pixels at once", width, height)
+        torch.cuda.empty_cache()  # after the handler: the error holds the activations alive
+    log.info("%dx%d is restored in tiles of %d pixels", width, height, tile)
+    return _as_picture((yield from restoring_tiled(picture, has_statistics, tile=tile)))
+
+
+def restoring_tiled(
+    picture: np.ndarray, has_statistics: bool, *, tile: int = TILE, margin: int = MARGIN
+) -> Generator[list[Piece], list[Tensor], Tensor]:
+    """The steps to one picture restored tile by tile; the generator's memory is a tile's.
 
     With BatchNorm the result is the whole picture's but for rounding, if `margin` covers the receptive field. With
-    InstanceNorm it is close: see `share_statistics`.
+    InstanceNorm it is close: see `_measuring`.
 
-    generator  in eval mode, on the device
-    pictures   [1, 3, H, W]  RGB in [-1, 1], on the CPU
-    tile       longest side of a tile in pixels, at least 2 x margin + RAMP + FACTOR (ValueError otherwise)
-    returns    [1, 3, H, W]  float32 on the CPU
+    picture  [H, W, 3]  uint8 RGB
+    tile     longest side of a tile in pixels, at least 2 x margin + RAMP + FACTOR (ValueError otherwise)
+    returns  [3, H, W]  float32, RGB in [-1, 1]
     """
-    height, width = pictures.shape[-2:]
+    height, width = picture.shape[:2]
     overlap = 2 * margin + RAMP
     if tile < overlap + FACTOR:
         raise ValueError(f"tiles of {tile} pixels are too small: with their context they need {overlap + FACTOR}")
-    if max(height, width) > tile:
-        apart = itertools.product(_cuts(height, tile), _cuts(width, tile))
-        generator = share_statistics(generator, (pictures[..., y, x].to(device) for y, x in apart))
+    statistics = (yield from _measuring(picture, tile)) if has_statistics and max(height, width) > tile else None
     rows, columns = spans(height, tile, overlap), spans(width, tile, overlap)
     row_weights, column_weights = ramps(rows, margin), ramps(columns, margin)
-    restored = torch.zeros_like(pictures, dtype=torch.float32)
-    for i, j in itertools.product(range(len(rows)), range(len(columns))):
-        y, x = rows[i], columns[j]
-        piece = generator(pictures[..., y, x].to(device)).float().cpu()
-        restored[..., y, x] += piece * row_weights[i, y, None] * column_weights[j, x]
+    restored = torch.zeros(3, height, width)
+    for y, row_weight in zip(rows, row_weights, strict=True):  # a row at a time: results are four times the pixels
+        pieces = yield [Piece(pixels=picture[y, x], statistics=statistics) for x in columns]
+        for x, column_weight, piece in zip(columns, column_weights, pieces, strict=True):
+            restored[..., y, x] += piece * row_weight[y, None] * column_weight[x]
     return restored
+
+
+def _measuring(picture: np.ndarray, tile: int) -> Generator[list[Piece], list[Tensor], Tensor]:
+    """The step to the statistics of a picture, [2, C], from tiles that do not overlap.
+
+    It is an approximation, as the tiles of that pass are normalised by their own: a trained small ResNet came to
+    49-70 dB of the whole picture instead of 43-56 (more passes diverge).
+    """
+    apart = itertools.product(_cuts(picture.shape[0], tile), _cuts(picture.shape[1], tile))
+    sums = yield [Piece(pixels=picture[y, x], measured=True) for y, x in apart]
+    return statistics_of(torch.stack(sums).sum(dim=0))
+
+
+def _as_picture(restored: Tensor) -> np.ndarray:
+    """[3, H, W] floats as [H, W, 3] uint8."""
+    return np.ascontiguousarray(to_uint8(restored).permute(1, 2, 0).numpy())
 
 
 def spans(length: int, tile: int, overlap: int) -> list[slice]:
@@ -121,40 +157,3 @@ def ramps(pieces: list[slice], margin: int) -> Tensor:
         if piece.stop < length:
             inside *= ((piece.stop - margin - position[piece]) / RAMP).clamp(0, 1)
     return weights / weights.sum(dim=0)
-
-
-def share_statistics(generator: nn.Module, tiles: Iterable[Tensor]) -> nn.Module:
-    """A copy whose InstanceNorms take mean and variance from all tiles together; the generator itself without them.
-
-    InstanceNorm's statistics are of the whole picture; a tile's own would give every tile another contrast. One pass
-    over tiles that do not overlap measures them. It is an approximation, as the tiles of that pass are normalised by
-    their own: a trained small ResNet came to 49-70 dB of the whole picture instead of 43-56 (more passes diverge).
-    """
-    if not any(isinstance(module, nn.InstanceNorm2d) for module in generator.modules()):
-        return generator
-    shared = copy.deepcopy(generator)
-    norms = {name: module for name, module in shared.named_modules() if isinstance(module, nn.InstanceNorm2d)}
-    sums = dict.fromkeys(norms.values(), torch.zeros((), dtype=torch.float64))
-
-    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        variance, mean = (moment.double() for moment in torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0))
-        pixels = inputs[0][0, 0].numel()
-        sums[norm] = sums[norm] + pixels * torch.stack([mean, variance + mean**2, torch.ones_like(mean)])
-
-    for norm in sums:
-        norm.register_forward_pre_hook(measure)
-    for tile in tiles:
-        shared(tile)
-    for name, norm in norms.items():
-        shared.set_submodule(name, _fixed(norm, sums[norm]))
-    return shared
-
-
-def _fixed(norm: nn.InstanceNorm2d, sums: Tensor) -> nn.BatchNorm2d:
-    """A norm layer of constant statistics, from the sums [3, C] of values, of their squares, and of ones."""
-    mean, square = sums[:2] / sums[2]
-    fixed = nn.BatchNorm2d(norm.num_features, eps=norm.eps, affine=norm.affine).eval()
-    fixed.running_mean, fixed.running_var = mean.float(), (square - mean**2).float()
-    if norm.affine:
-        fixed.weight, fixed.bias = norm.weight, norm.bias
-    return fixed

@@ -9,10 +9,10 @@ import skimage.data
 import torch
 from torch import Tensor, nn
 
-from deblur import tiles
 from deblur.models.generator import ResNetGenerator
+from deblur.pieces import PieceRunner
 from deblur.quality import from_uint8, to_uint8
-from deblur.tiles import FACTOR, MARGIN, RAMP, ramps, restore_picture, restore_tiled, share_statistics, spans
+from deblur.tiles import FACTOR, MARGIN, RAMP, ramps, restore_picture, restoring_tiled, spans
 
 SMALLEST = 2 * MARGIN + RAMP + FACTOR
 
@@ -42,62 +42,42 @@ def _whole(generator: nn.Module, pictures: Tensor) -> Tensor:
         return generator(pictures)
 
 
+def _tiled(generator: nn.Module, picture: np.ndarray, *, has_statistics: bool | None = None, **sizes: int) -> Tensor:
+    """[1, 3, H, W]; `has_statistics` as the generator has them unless said otherwise."""
+    runner = PieceRunner(generator, "cpu")
+    steps = restoring_tiled(picture, runner.has_statistics if has_statistics is None else has_statistics, **sizes)
+    try:
+        pieces = next(steps)
+        while True:
+            pieces = steps.send([runner.run([piece])[0] for piece in pieces])
+    except StopIteration as end:
+        return end.value[None]
+
+
 def _distance_db(a: Tensor, b: Tensor) -> float:
     return (10 * torch.log10(4 / (a - b).double().square().mean())).item()
 
 
 @pytest.mark.parametrize(("height", "width"), [(533, 701), (40, 770), (SMALLEST + 1, SMALLEST - 1)])
 def test_with_batchnorm_tiles_equal_the_whole_picture(height: int, width: int) -> None:
-    pictures = _floats(_photograph(height, width))
-    generator = _resnet("batch")
-    whole = _whole(generator, pictures)
-    assert _distance_db(whole, pictures) < 45  # the generator does change the picture
-    torch.testing.assert_close(
-        restore_tiled(generator, pictures, device="cpu", tile=SMALLEST), whole, atol=1e-5, rtol=0
-    )
+    picture, generator = _photograph(height, width), _resnet("batch")
+    whole = _whole(generator, _floats(picture))
+    assert _distance_db(whole, _floats(picture)) < 45  # the generator does change the picture
+    torch.testing.assert_close(_tiled(generator, picture, tile=SMALLEST), whole, atol=1e-5, rtol=0)
 
 
 def test_without_enough_context_tiles_differ_from_the_whole_picture() -> None:
-    pictures = _floats(_photograph(60, 770))
-    generator = _resnet("batch")
-    tiled = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST, margin=0)
-    assert (tiled - _whole(generator, pictures)).abs().max() > 0.01
+    picture, generator = _photograph(60, 770), _resnet("batch")
+    tiled = _tiled(generator, picture, tile=SMALLEST, margin=0)
+    assert (tiled - _whole(generator, _floats(picture))).abs().max() > 0.01
 
 
-def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_picture(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pictures = _floats(skimage.data.rocket()[:427, :639])
-    generator = _resnet("instance", filters=8)
-    whole = _whole(generator, pictures)
-    shared = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST)
-    monkeypatch.setattr(tiles, "share_statistics", lambda generator, _: generator)
-    own = restore_tiled(generator, pictures, device="cpu", tile=SMALLEST)
+def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_picture() -> None:
+    picture, generator = skimage.data.rocket()[:427, :639], _resnet("instance", filters=8)
+    whole = _whole(generator, _floats(picture))
+    shared = _tiled(generator, picture, tile=SMALLEST)
+    own = _tiled(generator, picture, tile=SMALLEST, has_statistics=False)
     assert _distance_db(shared, whole) > _distance_db(own, whole) + 3
-
-
-def test_shared_statistics_of_one_tile_are_those_of_the_whole_picture() -> None:
-    pictures = _floats(_photograph(90, 120))
-    generator = _resnet("instance")
-    with torch.inference_mode():
-        shared = share_statistics(generator, [pictures])
-        torch.testing.assert_close(shared(pictures), generator(pictures), atol=1e-4, rtol=0)
-        assert not torch.allclose(shared(pictures[..., :60]), generator(pictures[..., :60]), atol=1e-2)
-
-
-def test_statistics_of_tiles_are_weighed_by_their_pixels() -> None:
-    pictures = _floats(_photograph(64, 96))
-    generator = nn.Sequential(nn.InstanceNorm2d(3, affine=True)).eval()
-    nn.init.uniform_(generator[0].weight)
-    with torch.inference_mode():
-        shared = share_statistics(generator, [pictures[..., :80], pictures[..., 80:]])
-        torch.testing.assert_close(shared(pictures), generator(pictures), atol=1e-4, rtol=0)
-    assert isinstance(generator[0], nn.InstanceNorm2d)
-
-
-def test_shared_statistics_lie_on_the_device_of_the_pictures() -> None:
-    shared = share_statistics(nn.Sequential(nn.InstanceNorm2d(3)), [torch.zeros(1, 3, 8, 8, device="meta")])
-    assert shared[0].running_mean.device.type == shared[0].running_var.device.type == "meta"
 
 
 @pytest.mark.gpu
@@ -130,7 +110,7 @@ def test_weights_sum_to_one_and_context_has_none(length: int) -> None:
 
 def test_a_tile_without_room_for_its_context_is_refused() -> None:
     with pytest.raises(ValueError, match=f"300 .* {SMALLEST}"):
-        restore_tiled(nn.Identity(), torch.zeros(1, 3, 8, 8), device="cpu", tile=300)
+        next(restoring_tiled(_photograph(8, 8), False, tile=300))
 
 
 class _Recorder(nn.Module):
@@ -140,6 +120,9 @@ class _Recorder(nn.Module):
         super().__init__()
         self.limit = limit
         self.sizes: list[tuple[int, ...]] = []
+
+    def __deepcopy__(self, memo: object) -> "_Recorder":
+        return self  # what the runner's copy gets is remembered here
 
     def forward(self, pictures: Tensor) -> Tensor:
         if pictures[0, 0].numel() > self.limit:
