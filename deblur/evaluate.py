@@ -1,19 +1,20 @@
 """Measures a generator: python -m deblur.evaluate --model runs/RUN [--data ROOT | --blurred DIR --sharp DIR]
 
-PSNR and SSIM of every restored picture and their means, on full frames, beside what the blurred pictures score
-themselves: a generator that changes nothing gains nothing. The definition is printed with the numbers.
+PSNR and SSIM of every restored picture on full frames, then a table of all judges, beside what the blurred pictures
+score themselves: a generator that changes nothing gains nothing. Definitions are printed with the numbers.
+
+--lpips     also LPIPS, with ImageNet's AlexNet from torchvision, or --lpips-weights FILE_OR_S3
+--detect    also how much of what a detector sees in the sharp pictures it sees in the others: scikit-image's faces, or
+            --detector fasterrcnn_resnet50_fpn_v2 --detector-weights FILE_OR_S3 (torchvision's)
 """
 
-import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import torch
@@ -24,11 +25,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cluster.errors import InputError, one_line_errors
 from cluster.storage import open_store
+from deblur import detection, perceptual
 from deblur.data import pictures
 from deblur.data.loader import pairs_of
 from deblur.data.shards import read_index
 from deblur.data.stream import Dataset
+from deblur.detection import Detector, DetectorName, FaceCascade, NetworkDetector, match
+from deblur.perceptual import load_lpips, lpips
 from deblur.quality import DEFINITION, psnr, ssim
+from deblur.scores import Score, as_json, summary, table
 from deblur.tiles import restore_picture
 from deblur.trained import load_model, pick_device
 
@@ -54,6 +59,16 @@ class Settings:
     """Only so many pictures, the first ones."""
     json: Path | None = None
     """File that takes the same numbers as JSON."""
+    lpips: bool = False
+    """Also LPIPS; needs pip install 'deblur[lpips]'."""
+    lpips_weights: str | None = None
+    """State dict of torchvision's alexnet, file or s3:// URL; else torchvision's ImageNet weights."""
+    detect: bool = False
+    """Also what a detector sees again of what it sees in the sharp pictures."""
+    detector: DetectorName | None = None
+    """One of torchvision's instead of scikit-image's cascade of frontal faces."""
+    detector_weights: str | None = None
+    """Its state dict, file or s3:// URL."""
 
     def __post_init__(self) -> None:
         if (self.blurred is None) != (self.sharp is None):
@@ -62,78 +77,78 @@ class Settings:
             raise InputError("--data and --blurred/--sharp exclude each other; give one of them")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit is {self.limit}; it must be at least 1")
+        if self.lpips_weights and not self.lpips:
+            raise InputError("--lpips-weights is for LPIPS, which is not asked for; add --lpips")
+        if (self.detector or self.detector_weights) and not self.detect:
+            raise InputError("--detector and --detector-weights are for detection; add --detect")
+        if self.detector and not self.detector_weights:
+            raise InputError(
+                f"--detector {self.detector}: give its weights, too: --detector-weights FILE or s3:// URL of a state "
+                "dict with torchvision's names; or leave both out for faces, which needs none"
+            )
+        if self.detector_weights and not self.detector:
+            names = ", ".join(get_args(DetectorName))
+            raise InputError(f"--detector-weights is given without its network; add --detector, one of {names}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One picture's scores; PSNR in dB, infinite where two pictures are equal."""
-
-    key: str
-    blurred_psnr: float
-    restored_psnr: float
-    blurred_ssim: float
-    restored_ssim: float
-
-
-def evaluate(model: nn.Module, pairs: Iterable[KeyedPair], device: torch.device | str) -> list[Score]:
+def evaluate(
+    model: nn.Module,
+    pairs: Iterable[KeyedPair],
+    device: torch.device | str,
+    *,
+    lpips_network: nn.Module | None = None,
+    detector: Detector | None = None,
+) -> list[Score]:
     """Scores of the pairs, in their order, on full frames. Raises InputError naming a pair that cannot be compared.
 
-    model  in eval mode, on the device
+    model          in eval mode, on the device
+    lpips_network  of `load_lpips`, on the device; None leaves out LPIPS
+    detector       None leaves out detection
     """
-    return [_score(model, key, blurred, sharp, device) for key, blurred, sharp in pairs]
+    return [_score(model, pair, device, lpips_network, detector) for pair in pairs]
 
 
-def _score(model: nn.Module, key: str, blurred: np.ndarray, sharp: np.ndarray, device: torch.device | str) -> Score:
+def _score(
+    model: nn.Module,
+    pair: KeyedPair,
+    device: torch.device | str,
+    lpips_network: nn.Module | None,
+    detector: Detector | None,
+) -> Score:
+    key, blurred, sharp = pair
     if blurred.shape != sharp.shape:
         sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in (blurred, sharp))
         raise InputError(f"{key}: the blurred and the sharp picture differ in size ({sizes})")
-    target = _on(device, sharp)
-    before, after = _on(device, blurred), _on(device, restore_picture(model, blurred, device=device))
+    restored = restore_picture(model, blurred, device=device)
+    before, after, target = (_on(device, picture) for picture in (blurred, restored, sharp))
     try:
-        return Score(
+        score = Score(
             key=key,
             blurred_psnr=psnr(before, target).item(),
             restored_psnr=psnr(after, target).item(),
             blurred_ssim=ssim(before, target).item(),
             restored_ssim=ssim(after, target).item(),
         )
-    except ValueError as error:  # smaller than SSIM's window
+        if lpips_network is not None:
+            score = replace(
+                score,
+                blurred_lpips=lpips(lpips_network, before, target).item(),
+                restored_lpips=lpips(lpips_network, after, target).item(),
+            )
+    except ValueError as error:  # smaller than SSIM's window, or than AlexNet can take
         raise InputError(f"{key}: {error}") from error
+    if detector is not None:
+        truth = detector(sharp)
+        score = replace(
+            score,
+            blurred_matches=match(detector(blurred), truth),
+            restored_matches=match(detector(restored), truth),
+        )
+    return score
 
 
 def _on(device: torch.device | str, picture: np.ndarray) -> Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).to(device)
-
-
-def mean(scores: Sequence[Score]) -> Score:
-    """The mean of the pictures' values, under the key "mean"."""
-    columns = {name: [asdict(score)[name] for score in scores] for name in asdict(scores[0]) if name != "key"}
-    return Score(key="mean", **{name: fmean(values) for name, values in columns.items()})
-
-
-def table(scores: Sequence[Score]) -> str:
-    """A line for each picture, their mean, and what the generator gains over the blurred pictures."""
-    average = mean(scores)
-    width = max(len(score.key) for score in [*scores, average])
-    lines = [f"{'key':{width}} | blurred PSNR | restored PSNR | blurred SSIM | restored SSIM"]
-    for score in [*scores, average]:
-        lines.append(
-            f"{score.key:{width}} | {score.blurred_psnr:12.2f} | {score.restored_psnr:13.2f} "
-            f"| {score.blurred_ssim:12.4f} | {score.restored_ssim:13.4f}"
-        )
-    lines.insert(-1, "-" * len(lines[0]))
-    gain_db, gain_ssim = (average.restored_psnr - average.blurred_psnr, average.restored_ssim - average.blurred_ssim)
-    return "\n".join([*lines, f"gain over blurred: {gain_db:+.2f} dB PSNR, {gain_ssim:+.4f} SSIM"])
-
-
-def as_json(scores: Sequence[Score], model: str) -> str:
-    """The table as JSON; infinite PSNR becomes null, which JSON knows."""
-    rows = [
-        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
-        for row in map(asdict, [*scores, mean(scores)])
-    ]
-    result: dict[str, Any] = {"model": model, "definition": DEFINITION, "mean": rows.pop(), "pictures": rows}
-    return json.dumps(result, indent=2)
 
 
 def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
@@ -184,6 +199,22 @@ def _chosen_pairs(settings: Settings) -> tuple[int, Iterator[KeyedPair]]:
     return dataset_pairs(data, settings.split)
 
 
+def _chosen_detector(settings: Settings, device: torch.device) -> Detector | None:
+    if settings.detector and settings.detector_weights:
+        return NetworkDetector(settings.detector, settings.detector_weights, device)
+    return FaceCascade() if settings.detect else None
+
+
+def _definition(settings: Settings, detector: Detector | None) -> str:
+    """What the numbers are, a line for each judge."""
+    lines = [DEFINITION]
+    if settings.lpips:
+        lines.append(perceptual.definition(settings.lpips_weights))
+    if detector is not None:
+        lines.append(detection.definition(detector))
+    return "\n".join(lines)
+
+
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.evaluate")
@@ -191,12 +222,18 @@ def main() -> None:
         count, pairs = _chosen_pairs(settings)
         chosen = min(count, settings.limit or count)
         device = pick_device(settings.device)
+        # All judges before the first picture: whatever they lack is said at once, not after an hour.
+        lpips_network = load_lpips(settings.lpips_weights, device) if settings.lpips else None
+        detector = _chosen_detector(settings, device)
+        definition = _definition(settings, detector)
         model = load_model(settings.model, device)
         with logging_redirect_tqdm():
-            scores = evaluate(model, tqdm(islice(pairs, chosen), total=chosen, unit="picture", disable=None), device)
-        print(f"{DEFINITION}\n{chosen} of {count} pictures\n\n{table(scores)}")
+            shown = tqdm(islice(pairs, chosen), total=chosen, unit="picture", disable=None)
+            scores = evaluate(model, shown, device, lpips_network=lpips_network, detector=detector)
+        print(f"{chosen} of {count} pictures\n\n{table(scores)}\n\n{summary(scores)}\n\n{definition}")
         if settings.json:
-            open_store(settings.json.parent).put(settings.json.name, as_json(scores, settings.model).encode())
+            text = as_json(scores, settings.model, definition)
+            open_store(settings.json.parent).put(settings.json.name, text.encode())
 
 
 if __name__ == "__main__":

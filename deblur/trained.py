@@ -5,13 +5,14 @@ import json
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError
 from cluster.storage import open_store, read_url
 from deblur import recipe as recipes
 from deblur.recipe import build_generator
+from deblur.weights import refuse_other_tensors
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,29 +27,39 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(url: str, device: torch.device) -> nn.Module:
-    """The generator of a run's newest checkpoint that is whole, or of one generator.safetensors, in eval mode.
+    """The generator of a run or a file, in eval mode. Raises InputError as `read_model` and `build_model`."""
+    return build_model(read_model(url), url, device)
 
-    The file says itself which recipe it is of. Nothing in it is executed. Raises InputError naming the place, and the
-    first tensor that is not what the recipe makes.
+
+def read_model(url: str) -> bytes:
+    """The generator.safetensors of a run's newest checkpoint that is whole, or that file itself.
+
+    Raises InputError naming the place.
     """
-    data = read_url(url) if url.endswith(".safetensors") else _newest_generator(url)
-    generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
-    try:
-        weights = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{url}: not a whole safetensors file ({error}); copy it again") from error
-    _check_tensors(generator.state_dict(), weights, url)
-    generator.load_state_dict(weights)
-    return generator.to(device).eval()
-
-
-def _newest_generator(url: str) -> bytes:
+    if url.endswith(".safetensors"):
+        return read_url(url)
     found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
     if found is None:
         raise InputError(
             f"{url}: holds no checkpoint that is whole; --model takes a run that has one, or a generator.safetensors"
         )
     return found
+
+
+def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
+    """The generator of a file's bytes, in eval mode; `url` is where they come from.
+
+    The file says itself which recipe it is of. Nothing in it is executed. Raises InputError naming the place, and the
+    first tensor that is not what the recipe makes.
+    """
+    generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
+    try:
+        weights = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{url}: not a whole safetensors file ({error}); copy it again") from error
+    refuse_other_tensors(generator.state_dict(), weights, url, "the recipe in it makes another one; copy it again")
+    generator.load_state_dict(weights)
+    return generator.to(device).eval()
 
 
 def _recipe_text(data: bytes, place: str) -> str:
@@ -58,10 +69,3 @@ def _recipe_text(data: bytes, place: str) -> str:
         return header["__metadata__"]["recipe"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{place}: no generator with its recipe; take a generator.safetensors of a run") from error
-
-
-def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], place: str) -> None:
-    for name in [*expected, *sorted(found)]:
-        wanted, came = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
-        if wanted != came:
-            raise InputError(f"{place}: another network than its recipe's: tensor {name} is {came}, expected {wanted}")

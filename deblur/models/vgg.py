@@ -3,14 +3,13 @@
 import hashlib
 import logging
 import re
-from io import BytesIO
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from cluster.storage import read_url
+from deblur.weights import read_weights
 
 FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 
@@ -70,7 +69,8 @@ def load_features(name: FeatureName, weights: Literal["pretrained", "random"], s
         )
         return features
     network = _TRUNKS[name][0]
-    state, place = (_download(network), f"torchvision's {network}") if source is None else (_read(source), source)
+    place = source or f"torchvision's {network}"
+    state = _download(network) if source is None else read_weights(source, _MEND)
     _refuse_other_network(state, place, network)
     _fill(features, state, place, network)
     return features
@@ -122,25 +122,6 @@ def _download(network: str) -> dict[str, Tensor]:
             f"{wanted.url}: torchvision's {network} weights could not be had: {error}; give --vgg-weights FILE or "
             f"s3:// URL of a state dict with torchvision's names, or choose --feature-weights random"
         ) from error
-
-
-def _read(source: str) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in one of torch.save; nothing in it is executed."""
-    data = read_url(source)
-    try:
-        if source.endswith(".safetensors"):
-            import safetensors.torch  # not at the top: random weights, as in a benchmark on a bare machine, need it not
-
-            return safetensors.torch.load(data)
-        state: Any = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise a dozen kinds
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{source}: holds no tensors that can be read without running code from it ({reason}); {_MEND}"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{source}: holds {type(state).__name__}, not a dict of names and tensors; {_MEND}")
-    return state
 
 
 _MEND = (

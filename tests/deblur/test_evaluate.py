@@ -1,6 +1,7 @@
 """Scores against scikit-image on folders and on a packed dataset; what cannot be compared is refused by name."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import skimage.data
 import skimage.metrics
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from cluster.errors import InputError
@@ -18,7 +20,9 @@ from cluster.storage import open_store
 from deblur import evaluate as command
 from deblur import recipe as recipes
 from deblur.data import pictures
-from deblur.evaluate import Score, Settings, as_json, dataset_pairs, evaluate, folder_pairs, mean, table
+from deblur.data.sample_set import blurred_photographs
+from deblur.detection import Detections, Matches
+from deblur.evaluate import Settings, dataset_pairs, evaluate, folder_pairs
 from deblur.quality import DEFINITION
 from deblur.recipe import GeneratorRecipe, Recipe, build_generator
 from tests.datasets import write_dataset
@@ -56,11 +60,6 @@ def folders(root: Path, names: tuple[str, ...]) -> tuple[Path, Path]:
     return root / "blurred", root / "sharp"
 
 
-def score(key: str, *values: float) -> Score:
-    names = ("blurred_psnr", "restored_psnr", "blurred_ssim", "restored_ssim")
-    return Score(key=key, **dict(zip(names, values, strict=True)))
-
-
 def test_scores_are_scikit_images_of_the_rounded_restoration_and_of_the_input() -> None:
     sharp = [photograph(0), photograph(100)]
     pairs = [(f"k{nth}", darker(picture), picture) for nth, picture in enumerate(sharp)]
@@ -71,25 +70,41 @@ def test_scores_are_scikit_images_of_the_rounded_restoration_and_of_the_input() 
         assert (found.restored_psnr, found.restored_ssim) == pytest.approx(reference(blurred + 1, target), abs=1e-6)
 
 
-def test_the_mean_is_of_the_pictures_values() -> None:
-    scores = [score("a", 20, 30, 0.5, 0.7), score("b", 24, 25, 0.7, 0.8)]
-    assert mean(scores) == score("mean", 22, 27.5, 0.6, 0.75)
+def test_judges_that_are_not_asked_give_no_scores() -> None:
+    (found,) = evaluate(Brighter(), [("k", darker(photograph(0)), photograph(0))], "cpu")
+    assert (found.blurred_lpips, found.restored_lpips) == (None, None)
+    assert (found.blurred_matches, found.restored_matches) == (None, None)
 
 
-def test_the_table_ends_with_the_mean_and_the_gain() -> None:
-    lines = table([score("a", 20, 30, 0.5, 0.7), score("scene-1", 24, 25, 0.7, 0.8)]).splitlines()
-    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
-    assert cells[0] == ["key", "blurred PSNR", "restored PSNR", "blurred SSIM", "restored SSIM"]
-    assert cells[2] == ["scene-1", "24.00", "25.00", "0.7000", "0.8000"]
-    assert cells[-2] == ["mean", "22.00", "27.50", "0.6000", "0.7500"]
-    assert lines[-1] == "gain over blurred: +5.50 dB PSNR, +0.1500 SSIM"
-    assert len({line.index("|") for line in lines if "|" in line}) == 1
+class MeanDifference(nn.Module):
+    """In LPIPS' place: how much brighter one picture is than the other, in levels."""
+
+    def forward(self, restored: Tensor, sharp: Tensor) -> Tensor:
+        return (restored - sharp).mean(dim=(1, 2, 3), keepdim=True) * 127.5
 
 
-def test_infinite_psnr_is_null_in_json() -> None:
-    found = json.loads(as_json([score("a", 20, float("inf"), 0.5, 1)], "runs/x"), parse_constant=pytest.fail)
-    assert found["pictures"][0]["restored_psnr"] is None
-    assert found["mean"]["blurred_psnr"] == 20
+class BrightestPixels:
+    """A detector that sees the pixels of the top level, each as a box of one pixel."""
+
+    name = "brightest pixels"
+
+    def __call__(self, picture: np.ndarray) -> Detections:
+        top, left = np.nonzero((picture == 255).all(axis=2))
+        return Detections(np.stack([left, top, left + 1, top + 1], axis=1), np.zeros(len(left), dtype=int))
+
+
+def test_each_judge_compares_the_blurred_and_the_restored_picture_with_the_sharp_one() -> None:
+    blurred = np.full((40, 40, 3), 100, np.uint8)
+    sharp = blurred + 3
+    blurred[5, 6] = blurred[20, 10] = 254  # the restoration is one brighter
+    sharp[5, 6] = sharp[30, 30] = 255
+    (found,) = evaluate(
+        Brighter(), [("k", blurred, sharp)], "cpu", lpips_network=MeanDifference(), detector=BrightestPixels()
+    )
+    assert found.blurred_lpips == pytest.approx(blurred.mean() - sharp.mean(), abs=1e-3)
+    assert found.restored_lpips == pytest.approx(blurred.mean() + 1 - sharp.mean(), abs=1e-3)
+    assert found.blurred_matches == Matches(0, 0, 2)
+    assert found.restored_matches == Matches(1, 1, 1)
 
 
 def test_pairs_of_different_size_or_under_the_window_are_refused_by_key() -> None:
@@ -98,6 +113,8 @@ def test_pairs_of_different_size_or_under_the_window_are_refused_by_key() -> Non
         evaluate(Brighter(), [("k7", picture, picture[:, 1:])], "cpu")
     with pytest.raises(InputError, match=r"k8: .*60x10"):
         evaluate(Brighter(), [("k8", picture[:10], picture[:10])], "cpu")
+    with pytest.raises(InputError, match=r"k9: .*60x30"):
+        evaluate(Brighter(), [("k9", picture[:30], picture[:30])], "cpu", lpips_network=MeanDifference())
 
 
 def test_folders_give_pairs_of_equal_names_in_order(tmp_path: Path) -> None:
@@ -142,6 +159,14 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         Settings(model="m", blurred=Path("b"), sharp=Path("s"), data="d")
     with pytest.raises(InputError, match="--limit is 0"):
         Settings(model="m", limit=0)
+    with pytest.raises(InputError, match="add --lpips"):
+        Settings(model="m", lpips_weights="w.pth")
+    with pytest.raises(InputError, match="add --detect"):
+        Settings(model="m", detector_weights="w.pth")
+    with pytest.raises(InputError, match=r"--detector ssdlite.*: give its weights, too: --detector-weights"):
+        Settings(model="m", detect=True, detector="ssdlite320_mobilenet_v3_large")
+    with pytest.raises(InputError, match="add --detector, one of fasterrcnn_resnet50_fpn_v2, retina"):
+        Settings(model="m", detect=True, detector_weights="w.pth")
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -149,17 +174,22 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     command.main()
 
 
-def test_the_command_measures_the_dataset_of_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def write_generator(folder: Path) -> tuple[str, nn.Module]:
+    """A small generator, not trained: its file and itself."""
     recipe = Recipe(generator=GeneratorRecipe(filters=2, blocks=1, norm="batch", output="mean"))
     generator = build_generator(recipe).eval()
     metadata = {"recipe": recipes.to_json(recipe)}
-    safetensors.torch.save_file(generator.state_dict(), tmp_path / "generator.safetensors", metadata)
+    safetensors.torch.save_file(generator.state_dict(), folder / "generator.safetensors", metadata)
+    return str(folder / "generator.safetensors"), generator
+
+
+def test_the_command_measures_the_dataset_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, generator = write_generator(tmp_path)
     write_dataset(open_store(tmp_path / "data"), train=1, validation=3)
     monkeypatch.setenv("DEBLUR_DATA", str(tmp_path / "data"))
     out = tmp_path / "scores.json"
-    model = str(tmp_path / "generator.safetensors")
     run_command(monkeypatch, "--model", model, "--split", "validation", "--limit", "2", "--json", str(out))
     printed = capsys.readouterr().out
     assert DEFINITION in printed
@@ -173,6 +203,72 @@ def test_the_command_measures_the_dataset_of_the_environment(
         assert row["key"] == key
         assert (row["restored_psnr"], row["restored_ssim"]) == pytest.approx(reference(restored, sharp), abs=1e-3)
         assert (row["blurred_psnr"], row["blurred_ssim"]) == pytest.approx(reference(blurred, sharp), abs=1e-6)
+
+
+def test_the_command_asks_every_judge_on_the_held_out_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (held_out,) = blurred_photographs("test")
+    for side in ("blurred", "sharp"):
+        (tmp_path / side).mkdir()
+        PIL.Image.fromarray(getattr(held_out, side)).save(tmp_path / side / "astronaut.png")
+    convolutions = torchvision.models.alexnet().features.state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in convolutions.items()}, tmp_path / "alexnet.pth")
+    model, _ = write_generator(tmp_path)
+    pair = ("--blurred", str(tmp_path / "blurred"), "--sharp", str(tmp_path / "sharp"))
+    judges = ("--lpips", "--lpips-weights", str(tmp_path / "alexnet.pth"), "--detect")
+    run_command(monkeypatch, "--model", model, *pair, *judges, "--json", str(tmp_path / "scores.json"))
+    printed = capsys.readouterr().out
+    rows = [line.split("|")[0].strip() for line in printed.splitlines() if "|" in line]
+    assert rows[2:] == [
+        "judge",
+        "PSNR dB",
+        "SSIM",
+        "LPIPS",
+        *(f"detection {it}" for it in ("precision", "recall", "F1")),
+    ]
+    assert f"alexnet with the weights of {tmp_path / 'alexnet.pth'}" in printed
+    assert "Detection by scikit-image's cascade of frontal faces" in printed
+    assert "boxes: sharp 1; " in printed
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["mean"]["blurred_lpips"] == found["pictures"][0]["blurred_lpips"] > 0
+    for side in ("blurred", "restored"):
+        assert found["detection"][side]["true_positives"] + found["detection"][side]["misses"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause"),
+    [
+        (("--lpips",), "no route to host; give --lpips-weights"),
+        (("--lpips", "--lpips-weights", "none.pth"), "none.pth"),
+        (("--detect", "--detector", "retinanet_resnet50_fpn_v2", "--detector-weights", "none.pth"), "none.pth"),
+    ],
+)
+def test_a_judge_that_cannot_be_had_is_refused_in_one_line_before_any_picture_is_restored(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    cause: str,
+) -> None:
+    def no_route(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_route)
+    monkeypatch.setattr(command, "restore_picture", lambda *_, **__: pytest.fail("a picture was restored"))
+    monkeypatch.chdir(tmp_path)
+    model, _ = write_generator(tmp_path)
+    blurred, sharp = folders(tmp_path, ("a.png",))
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, "--model", model, "--blurred", str(blurred), "--sharp", str(sharp), *flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert cause in line
+
+
+def test_the_command_needs_torchmetrics_for_lpips_alone() -> None:
+    script = "import sys; sys.modules['torchmetrics'] = None; import deblur.evaluate"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_command_without_data_says_what_to_set(
