@@ -12,15 +12,20 @@ def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
 
     Raises InputError where one cannot, and where too few nodes come within the wait.
     """
+    return reached_by(join(data, INDEX), runs, placement, "--data and --runs (DEBLUR_DATA, DEBLUR_RUNS)")
+
+
+def reached_by(readable: str, writable: str, placement: Placement, named: str) -> list[str]:
+    """The same of any object and any root; `named` is what the user named them by."""
     from cluster import launch  # needs Ray
 
-    with preflight.marker(open_store(runs, preflight.ANSWER)) as key:
-        answers = launch.everywhere(placement, preflight.look_around, join(data, INDEX), runs, key)
+    with preflight.marker(open_store(writable, preflight.ANSWER)) as key:
+        answers = launch.everywhere(placement, preflight.look_around, readable, writable, key)
     for address, error in answers.items():
         if error:
             raise InputError(
-                f"node {address}: {error}; --data and --runs (DEBLUR_DATA, DEBLUR_RUNS) must name places that every "
-                "node reaches and is allowed to use: s3://bucket/prefix, or a folder that all of them mount"
+                f"node {address}: {error}; {named} must name places that every node reaches and is allowed to use: "
+                "s3://bucket/prefix, or a folder that all of them mount"
             )
     return sorted(answers)
 

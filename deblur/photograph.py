@@ -1,10 +1,12 @@
 """Photographs as files and as pixels: upright, with their alpha, their grey and their colour profile."""
 
+import contextlib
 import io
 from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 
 from cluster.errors import InputError
@@ -12,6 +14,7 @@ from deblur.data.pictures import open_picture
 
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}  # else JPEG
 _WITHOUT_ALPHA = ("JPEG", "BMP")
+_LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}  # pixels that a format can count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,9 @@ def read_photograph(data: bytes, name: str) -> Photograph:
 
 def _photograph(picture: PIL.Image.Image) -> Photograph:
     grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I;16")
-    profile = None if picture.mode in ("CMYK", "LAB") else picture.info.get("icc_profile")
+    if picture.mode in ("CMYK", "LAB"):
+        picture = _in_srgb(picture)
+    profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I;16"):
         # By hand: Pillow clips at 255 in some versions and takes the high byte in others.
         values = np.asarray(picture).astype(np.float32) / 257
@@ -53,17 +58,45 @@ def _photograph(picture: PIL.Image.Image) -> Photograph:
     return Photograph(pixels=pixels, alpha=alpha, grey=grey, profile=profile)
 
 
+def _in_srgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """RGB of a picture whose channels are others; by its profile where it has one that can be read."""
+    profile = picture.info.get("icc_profile")
+    if profile:
+        with contextlib.suppress(PIL.ImageCms.PyCMSError, OSError):
+            own, srgb = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
+            picture = PIL.ImageCms.profileToProfile(picture, own, srgb, outputMode="RGB")
+    picture = picture.convert("RGB")
+    picture.info.pop("icc_profile", None)
+    return picture
+
+
 def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suffix: str) -> bytes:
-    """Other pixels, [H, W, 3] uint8 RGB, with all else that the photograph had, as the bytes of a file."""
+    """Other pixels, [H, W, 3] uint8 RGB, with all else that the photograph had, as the bytes of a file.
+
+    Raises InputError where the format that the suffix means cannot hold it.
+    """
+    if reason := obstacle(photograph, suffix):
+        raise InputError(f"{name}: {reason}; rename it to .png")
     kind = _FORMATS.get(suffix.lower(), "JPEG")
     picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     if photograph.grey:
         picture = picture.convert("L")
     if photograph.alpha is not None:
-        if kind in _WITHOUT_ALPHA:
-            raise InputError(f"{name}: has an alpha channel, which a {kind} cannot hold; rename it to .png")
         picture.putalpha(PIL.Image.fromarray(photograph.alpha))
+    # WebP has no grey: it becomes RGB, of which a profile of greys says nothing.
+    profile = None if photograph.grey and kind == "WEBP" else photograph.profile
     out = io.BytesIO()
     options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-    picture.save(out, kind, icc_profile=photograph.profile, **options)
+    picture.save(out, kind, icc_profile=profile, **options)
     return out.getvalue()
+
+
+def obstacle(photograph: Photograph, suffix: str) -> str:
+    """Why a file of the format that the suffix means cannot hold a photograph; empty where it can."""
+    kind = _FORMATS.get(suffix.lower(), "JPEG")
+    height, width = photograph.pixels.shape[:2]
+    if photograph.alpha is not None and kind in _WITHOUT_ALPHA:
+        return f"has an alpha channel, which a {kind} cannot hold"
+    if max(height, width) > (most := _LONGEST_SIDE.get(kind, 1 << 31)):
+        return f"has {width}x{height} pixels, and a {kind} at most {most} a side"
+    return ""

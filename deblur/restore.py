@@ -1,16 +1,23 @@
 """Restores photographs: python -m deblur.restore IN... --out DIR --model runs/RUN
 
-Files and folders of any size; sub-folders and names are kept. The output is upright (EXIF orientation applied), grey
-where the input is grey, and keeps alpha and colour profile; other metadata is left out. Pictures of 16 bits become 8,
-CMYK and palettes become RGB.
+Files, folders and buckets, of any size; sub-folders and names are kept. The output is upright (EXIF orientation
+applied), grey where the input is grey, and keeps alpha and colour profile; other metadata is left out. Pictures of 16
+bits become 8, CMYK and palettes become RGB.
+
+  python -m deblur.restore s3://bucket/in --out s3://bucket/out --model s3://bucket/runs/RUN --nodes 4
+
+spreads them over a Ray cluster. The same command again goes on: photographs that are there are not restored again.
 """
 
+import hashlib
+import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -19,47 +26,81 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cluster.errors import InputError, one_line_errors
-from cluster.storage import open_store
+from cluster.placement import Placement
+from cluster.storage import Store, absolute, join, open_store
+from deblur.check import reached_by
 from deblur.data.pictures import SUFFIXES
 from deblur.photograph import read_photograph, write_photograph
 from deblur.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
-from deblur.trained import load_model, pick_device
+from deblur.trained import build_model, pick_device, read_model
 
+MADE_BY = "restored-by.json"
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    inputs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IN...")]]
-    """Photographs, and folders of them."""
-    out: Path
-    """Folder for the restored ones; created where it is missing."""
+    inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IN...")]]
+    """Photographs, and folders and s3://bucket/prefixes of them."""
+    out: str
+    """Folder or s3://bucket/prefix for the restored ones."""
     model: str
     """A run (folder or s3:// URL), or a generator.safetensors."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto is a GPU where there is one."""
     tile: int = 0
     """Work in tiles of so many pixels a side; 0 does where a photograph is large or memory short."""
+    overwrite: bool = False
+    """Restore again what is in --out already."""
+    nodes: int | None = None
+    """Machines of a Ray cluster, with all their GPUs; else this process does it."""
+    wait_s: float = 600.0
+    """Seconds to wait for nodes that are not there."""
 
     def __post_init__(self) -> None:
         if self.tile and self.tile < _SMALLEST_TILE:
             raise InputError(f"--tile is {self.tile}; it must be at least {_SMALLEST_TILE}, or 0 for automatic")
+        if self.nodes is not None and self.nodes < 1:
+            raise InputError(f"--nodes is {self.nodes}; it must be at least 1")
 
 
-def restore_files(
-    generator: nn.Module, files: Sequence[tuple[Path, Path]], device: torch.device, tile: int
-) -> list[str]:
-    """Restores each (input, output) of `plan`; returns one line for each that failed."""
-    failures = []
-    for source, target in tqdm(files, unit="photo", disable=None):
+@dataclass(frozen=True)
+class Photo:
+    """Where one comes from, and what it is called below --out."""
+
+    folder: str
+    """Folder or URL."""
+    name: str
+    target: str
+
+    @property
+    def place(self) -> str:
+        """The file or object, by one name however it was reached."""
+        return _place(self.folder, self.name)
+
+
+Work = Callable[[Photo], str]
+
+
+def work_of(model: bytes, settings: Settings) -> Work:
+    """What restores one photograph after the other in this process, returning why not where it cannot."""
+    device = pick_device(settings.device)
+    generator = build_model(model, settings.model, device)
+    store = cache(open_store)
+
+    def work(photo: Photo) -> str:
         try:
-            data = restore_file(generator, _read(source), str(source), target.suffix, device, tile)
-            open_store(target.parent).put(target.name, data)
+            data = store(photo.folder).get(photo.name)
+            suffix = PurePosixPath(photo.target).suffix
+            restored = restore_file(generator, data, photo.place, suffix, device, settings.tile)
+            store(settings.out).put(photo.target, restored)
         except InputError as error:
-            failures.append(str(error))
+            return str(error)
         except torch.OutOfMemoryError:
-            failures.append(f"{source}: no GPU memory for one tile; choose a smaller --tile, or --device cpu")
-    return failures
+            return f"{photo.place}: no GPU memory for one tile; choose a smaller --tile, or --device cpu"
+        return ""
+
+    return work
 
 
 def restore_file(
@@ -72,59 +113,112 @@ def restore_file(
     return write_photograph(photograph, restored, name, suffix)
 
 
-def plan(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each photograph with the file it becomes. Raises InputError before any work where one would be overwritten."""
+def plan(inputs: Sequence[str], out: str) -> list[Photo]:
+    """Each photograph. Raises InputError before any work where one would be overwritten."""
     if not inputs:
         raise InputError("nothing to restore: name photographs, or folders of them")
-    targets: dict[Path, Path] = {}
-    for source, relative in _found(inputs):
-        other = targets.setdefault(out / relative, source)
-        if other.resolve() != source.resolve():
-            raise InputError(f"{other} and {source} would both become {out / relative}; restore them one at a time")
-    sources = {source.resolve() for source in targets.values()}
+    targets: dict[str, Photo] = {}
+    for photo in _found(inputs):
+        other = targets.setdefault(photo.target, photo)
+        if other.place != photo.place:
+            both = join(out, photo.target)
+            raise InputError(f"{other.place} and {photo.place} would both become {both}; restore them one at a time")
+    sources = {photo.place for photo in targets.values()}
     for target in targets:
-        if target.resolve() in sources:
-            raise InputError(f"{target} is an input and would be overwritten; choose an --out away from the inputs")
-    return [(source, target) for target, source in targets.items()]
+        if _place(out, target) in sources:
+            raise InputError(
+                f"{join(out, target)} is an input and would be overwritten; choose an --out away from the inputs"
+            )
+    return list(targets.values())
 
 
-def _found(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def _found(inputs: Sequence[str]) -> Iterator[Photo]:
     """Each photograph and its place below --out."""
     for given in inputs:
-        if given.is_dir():
-            inside = sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        is_photo = PurePosixPath(given).suffix.lower() in SUFFIXES
+        is_url = "://" in given
+        if Path(given).is_dir() or (is_url and not is_photo):
+            inside = [key for key in open_store(given).list() if _is_photo(key)]
             if not inside:
                 raise InputError(f"{given}: no photograph in this folder; looked for {', '.join(SUFFIXES)}")
-            yield from ((path, path.relative_to(given)) for path in inside)
-        elif not given.is_file():
+            yield from (Photo(absolute(given), key, key) for key in inside)
+        elif not is_url and not Path(given).is_file():
             raise InputError(f"{given}: no such file or folder")
-        elif given.suffix.lower() not in SUFFIXES:
+        elif not is_photo:
             raise InputError(f"{given}: not one of {', '.join(SUFFIXES)}; convert it")
         else:
-            yield given, Path(given.name)
+            folder, _, name = absolute(given).rpartition("/")
+            yield Photo(folder, name, name)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+def _is_photo(key: str) -> bool:
+    return PurePosixPath(key).suffix.lower() in SUFFIXES
+
+
+def _place(folder: str, name: str) -> str:
+    """One name for a file or object, however it is reached."""
+    return join(folder, name) if "://" in folder else str((Path(folder) / name).resolve())
+
+
+def left_to_do(photos: Sequence[Photo], out: Store, model: bytes, settings: Settings) -> list[Photo]:
+    """Those that are not in `out` yet.
+
+    Raises InputError where what is there was made by another model: it would be taken for this one's.
+    """
+    wanted = json.dumps({"generator": hashlib.sha256(model).hexdigest(), "tile": settings.tile}).encode()
+    if settings.overwrite:
+        out.put(MADE_BY, wanted)
+        return list(photos)
+    if not out.create(MADE_BY, wanted):
+        raise InputError(
+            f"{out.url}: holds photographs restored by another model or in other tiles ({MADE_BY}); choose another "
+            "--out, or --overwrite"
+        )
+    there = set(out.list())
+    return [photo for photo in photos if photo.target not in there]
+
+
+def restore(photos: Sequence[Photo], model: bytes, settings: Settings) -> list[str]:
+    """Restores photographs here or on the cluster; returns one line for each that failed."""
+    seconds = 0.1 if sys.stderr.isatty() else 60  # a line a minute in the log of a job
+    progress = partial(tqdm, total=len(photos), unit="photo", mininterval=seconds, maxinterval=seconds)
+    if settings.nodes is None:
+        work = work_of(model, settings)
+        outcomes: Iterable[Any] = (work(photo) for photo in photos)
+    else:
+        outcomes = _outcomes_of_nodes(photos, model, settings, settings.nodes)
+    return [line for line in progress(outcomes) if line]
+
+
+def _outcomes_of_nodes(photos: Sequence[Photo], model: bytes, settings: Settings, nodes: int) -> Iterator[str]:
+    from cluster.tasks import for_each  # needs Ray
+
+    placement = Placement(nodes=nodes, wait_s=settings.wait_s)
+    reached_by(photos[0].place, settings.out, placement, "the inputs and --out")
+    for photo, outcome in for_each(partial(work_of, model, settings), photos, placement):
+        yield outcome if isinstance(outcome, str) else f"{photo.place}: its process died, more than once: {outcome}"
 
 
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.restore")
-        files = plan(settings.inputs, settings.out)
-        device = pick_device(settings.device)
-        generator = load_model(settings.model, device)
+        settings = replace(settings, out=absolute(settings.out))
+        photos = plan(settings.inputs, settings.out)
+        model = read_model(settings.model)
+        build_model(model, settings.model, torch.device("cpu"))  # refused here, before any node is bothered
+        left = left_to_do(photos, open_store(settings.out), model, settings)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         with logging_redirect_tqdm():
-            failures = restore_files(generator, files, device, settings.tile)
-    print(f"{len(files) - len(failures)} of {len(files)} photographs restored into {settings.out}")
+            failures = restore(left, model, settings) if left else []
+    there = f", {len(photos) - len(left)} were there" if len(left) < len(photos) else ""
+    print(f"{len(left) - len(failures)} of {len(photos)} photographs restored into {settings.out}{there}")
     if failures:
         print("\n".join(["not restored:", *failures]), file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    # Ray sends functions by the name of their module, which for the running script would be __main__.
+    from deblur.restore import main as imported_main
+
+    imported_main()

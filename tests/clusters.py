@@ -25,10 +25,10 @@ def isolated_cluster(settings: Settings) -> Iterator[LocalCluster]:
 
 
 @contextlib.contextmanager
-def two_nodes(drain_s: int) -> Iterator[LocalCluster]:
+def two_nodes(drain_s: int, cpus_per_node: int = 1) -> Iterator[LocalCluster]:
     """A head and two worker nodes, whose losses are noticed soon. One that is told to end has `drain_s` seconds."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in HEALTH_CHECK.items():
             patch.setenv(f"RAY_health_check_{name}", value)
-        with isolated_cluster(Settings(nodes=2, drain_s=drain_s)) as started:
+        with isolated_cluster(Settings(nodes=2, drain_s=drain_s, cpus_per_node=cpus_per_node)) as started:
             yield started

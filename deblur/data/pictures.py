@@ -19,15 +19,22 @@ class Undecodable(InputError):
     """Bytes that are no picture, or one that is refused."""
 
 
+class TooLarge(Undecodable):
+    """More pixels than are decoded."""
+
+
 def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
     """A picture whose header was read and whose size was checked, not decoded yet. Raises Undecodable naming it."""
     try:
         picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above ours
+        raise TooLarge(f"{name}: is over the limit of {MAX_PIXELS} pixels; scale it down") from error
     except Exception as error:
-        raise Undecodable(f"{name}: not a picture that can be decoded ({error}); replace or remove it") from error
+        reason = f"none of {', '.join(_FORMATS)}" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise Undecodable(f"{name}: not a picture that can be decoded ({reason}); replace or remove it") from error
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise Undecodable(f"{name}: {width}x{height} is over the limit of {MAX_PIXELS} pixels; scale it down")
+        raise TooLarge(f"{name}: {width}x{height} is over the limit of {MAX_PIXELS} pixels; scale it down")
     return picture
 
 

@@ -18,8 +18,9 @@ from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from deblur import recipe as recipes
 from deblur import restore
+from deblur.data import pictures
 from deblur.recipe import GeneratorRecipe, Recipe, build_generator
-from deblur.restore import plan, restore_file
+from deblur.restore import Photo, plan, restore_file
 from deblur.trained import load_model
 from tests.datasets import picture
 
@@ -205,41 +206,57 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
 # ---- which file becomes which
 
 
+def touched(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def places(photos: list[Photo]) -> list[tuple[str, str]]:
+    return [(photo.place, photo.target) for photo in photos]
+
+
 def test_folders_keep_their_sub_folders_and_names(tmp_path: Path) -> None:
-    for name in ("in/a.png", "in/sub/b.JPG", "in/notes.txt", "c.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    out = tmp_path / "out"
-    found = plan([tmp_path / "in", tmp_path / "c.png"], out)
-    assert found == [
-        (tmp_path / "in/a.png", out / "a.png"),
-        (tmp_path / "in/sub/b.JPG", out / "sub/b.JPG"),
-        (tmp_path / "c.png", out / "c.png"),
+    touched(tmp_path, "in/a.png", "in/sub/b.JPG", "in/notes.txt", "c.png")
+    found = plan([str(tmp_path / "in"), str(tmp_path / "c.png")], str(tmp_path / "out"))
+    assert places(found) == [
+        (str(tmp_path / "in/a.png"), "a.png"),
+        (str(tmp_path / "in/sub/b.JPG"), "sub/b.JPG"),
+        (str(tmp_path / "c.png"), "c.png"),
     ]
 
 
+def test_buckets_are_read_as_folders_are(bucket: str, tmp_path: Path) -> None:
+    for key in ("in/a.png", "in/sub/b.JPG", "in/notes.txt", "c.png"):
+        open_store(bucket).put(key, b"")
+    found = plan([f"{bucket}/in/", f"{bucket}/c.png"], str(tmp_path))
+    assert places(found) == [
+        (f"{bucket}/in/a.png", "a.png"),
+        (f"{bucket}/in/sub/b.JPG", "sub/b.JPG"),
+        (f"{bucket}/c.png", "c.png"),
+    ]
+    with pytest.raises(InputError, match=r"in/a\.png is an input and would be overwritten"):
+        plan([f"{bucket}/in"], f"{bucket}/in/")
+
+
 def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
-    for name in ("a/x.png", "b/x.png"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
+    touched(tmp_path, "a/x.png", "b/x.png")
     with pytest.raises(InputError, match=r"a/x\.png and .*b/x\.png would both become"):
-        plan([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+        plan([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"))
 
 
 def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "x.png").touch()
+    touched(tmp_path, "x.png")
     with pytest.raises(InputError, match=r"x\.png is an input and would be overwritten"):
-        plan([tmp_path / "x.png"], tmp_path)
+        plan([str(tmp_path / "x.png")], str(tmp_path))
 
 
 def test_an_output_folder_within_the_inputs_is_not_restored_again(tmp_path: Path) -> None:
-    for name in ("in/x.png", "in/out/x.png"):  # the second one of an earlier run
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    touched(tmp_path, "in/x.png", "in/out/x.png")  # the second one of an earlier run
     (tmp_path / "link").symlink_to(tmp_path / "in")
     for out in ("in/out", "link", "in/out/.."):
         with pytest.raises(InputError, match=r"x\.png is an input and would be overwritten"):
-            plan([tmp_path / "in"], tmp_path / out)
+            plan([str(tmp_path / "in")], str(tmp_path / out))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +266,12 @@ def test_what_is_no_photograph_is_refused_by_name(tmp_path: Path, name: str, mes
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.doc").touch()
     with pytest.raises(InputError, match=rf"{name}.*{message}"):
-        plan([tmp_path / name], tmp_path / "out")
+        plan([str(tmp_path / name)], str(tmp_path / "out"))
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["restore", *map(str, arguments), "--device", "cpu"])
+    restore.main()
 
 
 def test_one_bad_file_is_listed_and_the_others_are_done(
@@ -260,15 +282,49 @@ def test_one_bad_file_is_listed_and_the_others_are_done(
     for name in ("a.png", "c.png"):
         PIL.Image.fromarray(picture(1, 20, 30)).save(tmp_path / "in" / name)
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:200])
-    arguments = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--model", str(tmp_path / "run")]
-    monkeypatch.setattr(sys, "argv", ["restore", *arguments, "--device", "cpu"])
     with pytest.raises(SystemExit) as ended:
-        restore.main()
+        run_command(monkeypatch, tmp_path / "in", "--out", tmp_path / "out", "--model", tmp_path / "run")
     printed = capsys.readouterr()
     assert ended.value.code == 1
     assert "2 of 3 photographs restored" in printed.out
     assert "b.png: does not decode" in printed.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png", "restored-by.json"]
+
+
+def test_the_same_command_goes_on_and_redoes_nothing(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(open_store(tmp_path / "run"), 1)
+    inputs, out = open_store(join(root, "in")), open_store(join(root, "out"))
+    for name in ("a.png", "sub/b.png"):
+        inputs.put(name, pictures.encode_png(picture(1, 20, 30)))
+    command = [inputs.url, "--out", out.url, "--model", tmp_path / "run"]
+    run_command(monkeypatch, *command)
+    first = out.get("sub/b.png")
+    out.put("sub/b.png", b"not made again")
+    out.delete("a.png")  # as if it had been interrupted
+    run_command(monkeypatch, *command)
+    assert "1 of 2 photographs restored" in capsys.readouterr().out.splitlines()[-1]
+    assert out.list() == ["a.png", "restored-by.json", "sub/b.png"]
+    assert out.get("sub/b.png") == b"not made again"
+    run_command(monkeypatch, *command, "--overwrite")
+    assert out.get("sub/b.png") == first
+
+
+def test_what_another_model_made_is_neither_mixed_with_nor_taken_for_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.safetensors").write_bytes(weights_of(RECIPE, 1))
+    (tmp_path / "new.safetensors").write_bytes(weights_of(RECIPE, 2))
+    PIL.Image.fromarray(picture(1, 20, 30)).save(tmp_path / "a.png")
+    command = [tmp_path / "a.png", "--out", tmp_path / "out", "--model"]
+    run_command(monkeypatch, *command, tmp_path / "old.safetensors")
+    old = (tmp_path / "out" / "a.png").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, *command, tmp_path / "new.safetensors")
+    assert "restored by another model" in capsys.readouterr().err
+    run_command(monkeypatch, *command, tmp_path / "new.safetensors", "--overwrite")
+    assert (tmp_path / "out" / "a.png").read_bytes() != old
 
 
 def test_the_recipe_of_a_file_is_plain_json() -> None:

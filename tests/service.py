@@ -1,0 +1,75 @@
+"""The service as its users start it: `python -m deblur.serve`, with Ray Serve, on a free port."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from deblur import recipe as recipes
+from deblur.recipe import GeneratorRecipe, build_generator
+
+REPOSITORY = Path(__file__).parents[1]
+START_S = 120
+_METRICS = 100  # the ports of metrics are so far behind that of the service
+
+
+def write_model(path: Path) -> Path:
+    """A small generator with InstanceNorm and fresh weights, which change a picture for all to see."""
+    recipe = replace(recipes.paper(), generator=GeneratorRecipe(filters=4, blocks=2, dropout=0.0))
+    torch.manual_seed(0)
+    weights = build_generator(recipe).state_dict()
+    path.write_bytes(safetensors.torch.save(weights, metadata={"recipe": recipes.to_json(recipe)}))
+    return path
+
+
+@contextlib.contextmanager
+def running_service(model: Path, log: Path, *arguments: str, **environment: str) -> Iterator[str]:
+    """Its address; it is up, and has ended after the context."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "deblur.serve", "--model", str(model), "--port", str(port), *arguments]
+    command += ["--metrics-port", str(port + _METRICS)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_until_it_answers(f"http://127.0.0.1:{port}/readyz", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert process.returncode == 0, log.read_text()
+
+
+def metrics_address(service: str) -> str:
+    """Where the first replica of a service serves its metrics."""
+    return f"http://127.0.0.1:{int(service.rpartition(':')[2]) + _METRICS + 1}/metrics"
+
+
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise TimeoutError(f"{url} does not answer:\n{log.read_text()}")

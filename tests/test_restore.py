@@ -1,0 +1,130 @@
+"""A bucket restored over a cluster whose driver, worker and node die: every picture is there, once, and right."""
+
+import io
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from ray.job_submission import JobSubmissionClient
+
+from cluster.local import LocalCluster, find_processes
+from cluster.storage import Store, join, open_store
+from deblur.data import pictures
+from deblur.restore import restore_file
+from deblur.trained import load_model
+from tests.clusters import two_nodes
+from tests.datasets import picture
+from tests.fault_proxy import FaultProxy, Plan
+
+CPU = torch.device("cpu")
+SIZES = [(300, 400), (240, 500), (64, 64), (1, 9)]
+COUNT = 60
+
+
+def write_inputs(store: Store) -> dict[str, bytes]:
+    """Photographs by name, and one that is none."""
+    made = {f"{nth % 3}/{nth:03d}.png": pictures.encode_png(picture(nth, *SIZES[nth % 4])) for nth in range(COUNT)}
+    for name, data in made.items():
+        store.put(name, data)
+    store.put("1/broken.png", b"no picture")
+    return made
+
+
+def until(condition: Callable[[], Any], client: JobSubmissionClient, job: str) -> None:
+    while not condition():
+        assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
+        time.sleep(0.05)
+
+
+def workers(cluster: LocalCluster) -> list[int]:
+    """The processes that restore now, on any node."""
+    found = []
+    for process in find_processes(cluster.name):
+        try:
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:  # ended meanwhile
+            continue
+        if command.startswith(b"ray::_do"):
+            found.append(process)
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_bucket_is_restored_once_whatever_dies(
+    s3_server: dict[str, str], service_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in s3_server.items():
+        monkeypatch.setenv(variable, value)
+    bucket = f"s3://test-{uuid.uuid4().hex[:12]}"
+    s3 = boto3.session.Session().client("s3")
+    s3.create_bucket(Bucket=bucket.removeprefix("s3://"))
+    inputs, out = open_store(join(bucket, "in")), open_store(join(bucket, "out"))
+    sent = write_inputs(inputs)
+    open_store(bucket).put("generator.safetensors", service_model.read_bytes())
+    command = f"python -m deblur.restore {inputs.url} --out {out.url} --nodes 2 "
+    command += f"--model {join(bucket, 'generator.safetensors')}"
+
+    def done() -> list[str]:
+        return [key for key in out.list() if key.endswith(".png")]
+
+    def written() -> dict[str, Any]:
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"), Prefix="out/")
+        return {entry["Key"]: entry["LastModified"] for page in pages for entry in page["Contents"]}
+
+    with (
+        two_nodes(drain_s=5, cpus_per_node=2) as cluster,
+        FaultProxy(s3_server["AWS_ENDPOINT_URL"], Plan(), cluster.gateway) as proxy,
+    ):
+        client = JobSubmissionClient(cluster.jobs)
+        environment = {"env_vars": s3_server | {"AWS_ENDPOINT_URL": proxy.url}}
+
+        # The driver is stopped.
+        job = client.submit_job(entrypoint=command, runtime_env=environment)
+        until(lambda: len(done()) >= 5, client, job)
+        client.stop_job(job)
+        while not client.get_job_status(job).is_terminal():
+            time.sleep(0.05)
+        while workers(cluster):  # they end with the driver, not before it
+            time.sleep(0.05)
+        before = written()
+        assert 5 < len(before) < COUNT  # restored-by.json among them
+
+        # The same command again; a worker dies, then a node.
+        job = client.submit_job(entrypoint=command, runtime_env=environment)
+        until(lambda: len(done()) >= len(before) + 5, client, job)
+        os.kill(workers(cluster)[0], signal.SIGKILL)
+        until(lambda: len(done()) >= len(before) + 15, client, job)
+        cluster.nodes[0].kill()
+        while not client.get_job_status(job).is_terminal():
+            time.sleep(0.1)
+        log = client.get_job_logs(job)
+        print(log)
+        assert client.get_job_status(job) == "FAILED"  # as one picture could not be restored
+
+        # Once more: there is nothing to do but the broken one.
+        all_written = written()
+        job = client.submit_job(entrypoint=command.replace("--nodes 2", "--nodes 1"), runtime_env=environment)
+        while not client.get_job_status(job).is_terminal():
+            time.sleep(0.1)
+        assert f"0 of {COUNT + 1} photographs restored" in (again := client.get_job_logs(job))
+        assert f"{COUNT} were there" in again
+
+    assert log.splitlines()[-1].startswith(f"{inputs.url}/1/broken.png: not a picture")
+    assert f"{COUNT + 1 - len(before)} of {COUNT + 1} photographs restored" in log
+    assert set(done()) == set(sent)
+    assert {key: all_written[key] for key in before} == before  # not made again
+    assert written() == all_written
+    model = load_model(str(service_model), CPU)
+    for name, data in sent.items():
+        expected = np.asarray(PIL.Image.open(io.BytesIO(restore_file(model, data, name, ".png", CPU)))).astype(int)
+        assert np.abs(np.asarray(PIL.Image.open(io.BytesIO(out.get(name)))) - expected).max() <= 1
