@@ -2,6 +2,7 @@
 # make test   sets everything up, checks style, runs the quick tests
 # make soak   the tests that take minutes
 # make long   those for which CI has no time left
+# make serve RUN=runs/demo     the app with that run's model, at http://127.0.0.1:8000
 # make monitor RUN=runs/demo   a Prometheus on this machine that watches a run, with our alerts
 # make manifests   writes what repeats k8s/raycluster.yaml, and the dashboards
 # make gpu    the tests that need GPUs, in the Python that has them
@@ -10,12 +11,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test soak long monitor prometheus kubectl manifests gpu lint format constraints clean
+.PHONY: demo test soak long serve monitor prometheus kubectl chromium manifests gpu lint format constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m deblur.demo
 
-test: lint prometheus kubectl
+test: lint prometheus kubectl chromium
 	$(BIN)/python -m pytest
 
 soak: $(READY) prometheus kubectl
@@ -23,6 +24,10 @@ soak: $(READY) prometheus kubectl
 
 long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+serve: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
+	$(BIN)/python -m deblur.serve --model $(or $(RUN),runs/demo)
 
 monitor: $(READY)
 	$(BIN)/python k8s/monitoring/local.py $(RUN)
@@ -40,8 +45,14 @@ kubectl:
 	@kubectl kustomize k8s/overlays/spot >/dev/null || \
 	  { echo "kubectl is missing or older than 1.27 (as Debian's before 13): kubernetes.io/docs/tasks/tools"; exit 1; }
 
+# The tests use the page in it.
+chromium:
+	@command -v chromium >/dev/null || { echo "installing the package chromium"; \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  { echo "chromium is missing: install it (as root on Debian: apt-get install chromium)"; exit 1; }
+
 manifests: $(READY)
-	$(BIN)/python k8s/rayjobs.py
+	$(BIN)/python k8s/manifests.py
 	$(BIN)/python k8s/monitoring/dashboards.py
 
 gpu:

@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cluster.errors import InputError
+
 PORTS = 16  # an endpoint takes one of so many, from its own on
 OWN_PORT_S = 5.0  # how long a process waits for its own port, which the one before it may still hold
 _log = logging.getLogger(__name__)
@@ -75,6 +77,13 @@ class Numbers(Collector):
     def _family(self, metric: Declared) -> CounterMetricFamily | GaugeMetricFamily:
         family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
         return family(metric.name, metric.help, labels=[*self._common, *metric.labels])
+
+
+def check_port(first_port: int) -> None:
+    """Raises InputError where a `--metrics-port` leaves no room for the range behind it."""
+    last = 65536 - PORTS
+    if first_port and not 1024 <= first_port <= last:
+        raise InputError(f"--metrics-port is {first_port}; it must lie between 1024 and {last}, or be 0 for none")
 
 
 @contextlib.contextmanager

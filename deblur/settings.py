@@ -61,11 +61,7 @@ class Shared:
                 f"--storage-wait-s is {self.storage_wait_s}; ranks take one for dead that is silent for "
                 f"{COLLECTIVE_TIMEOUT_S} s, so it must lie between 0 and {COLLECTIVE_TIMEOUT_S // 2}"
             )
-        last = 65536 - exporter.PORTS
-        if self.metrics_port and not 1024 <= self.metrics_port <= last:
-            raise InputError(
-                f"--metrics-port is {self.metrics_port}; it must lie between 1024 and {last}, or be 0 for none"
-            )
+        exporter.check_port(self.metrics_port)
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
 

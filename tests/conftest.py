@@ -1,4 +1,4 @@
-"""Shared by all tests: an S3 server that really listens, and small datasets."""
+"""Shared by all tests: an S3 server and a service that really listen."""
 
 import os
 import socket
@@ -9,10 +9,13 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
 from hypothesis import settings
+
+from tests.service import running_service, write_model
 
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=2000)
@@ -56,6 +59,20 @@ def bucket(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"test-{uuid.uuid4().hex[:12]}"
     boto3.session.Session().client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def service_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generator.safetensors of `service`."""
+    return write_model(tmp_path_factory.mktemp("model") / "generator.safetensors")
+
+
+@pytest.fixture(scope="session")
+def service(service_model: Path) -> Iterator[str]:
+    """The address of a service with one replica, which takes 4 MB within 3 s."""
+    limits = {"GATE_BODY_BYTES": "4000000", "GATE_UPLOAD_S": "3"}
+    with running_service(service_model, service_model.with_name("log"), **limits) as address:
+        yield address
 
 
 def _wait_until_it_answers(url: str) -> None:

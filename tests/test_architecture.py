@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CLUSTER = sorted((ROOT / "cluster").glob("*.py"))
 DOMAIN = sorted((ROOT / "deblur").rglob("*.py"))
-WITH_RAY = {f"cluster/{name}.py" for name in ("launch", "nodes", "search", "sync", "local")}
+WITH_RAY = {f"cluster/{name}.py" for name in ("launch", "local", "nodes", "search", "serving", "sync", "tasks")}
 # These compute, and need nothing but torch or numpy and each other.
 PLAIN = {"deblur/losses.py": {"torch"}, "deblur/quality.py": {"torch"}, "deblur/models/generator.py": {"torch"}}
 PLAIN |= {"deblur/data/blur.py": {"numpy", "scipy"}, "deblur/randomness.py": {"numpy"}, "deblur/schedule.py": set()}
@@ -54,7 +54,7 @@ def test_everything_but_the_launch_can_be_imported_without_ray() -> None:
     modules = [
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
         for path in CLUSTER + DOMAIN
-        if path.name not in ("launch.py", "nodes.py", "search.py", "local.py")
+        if path.relative_to(ROOT).as_posix() not in WITH_RAY - {"cluster/sync.py"}
     ]
     script = f"""
         import importlib, sys

@@ -1,0 +1,105 @@
+"""A web application in replicas under Ray Serve: on this machine, or as part of a cluster's Serve configuration."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+
+from cluster import gate
+from cluster.errors import InputError
+
+ONGOING = 16  # requests that a replica works at; more wait in the proxy
+QUEUED = 64  # that wait in each proxy; more are refused
+TARGET = 4  # requests per replica beyond which another is started, if there may be one
+APP = "app"
+
+
+class Web(Protocol):
+    """What a replica runs."""
+
+    app: gate.Application
+
+    def check(self) -> None:
+        """Raises where the process has to be started again."""
+
+
+@serve.deployment(
+    max_ongoing_requests=ONGOING,
+    max_queued_requests=QUEUED,
+    backpressure_config=BackpressureConfig(retry_after_s=gate.Limits.retry_after_s),
+    health_check_period_s=5,
+    health_check_timeout_s=30,
+    graceful_shutdown_timeout_s=20,
+)
+@serve.ingress()
+class Replica:
+    """One process of the application."""
+
+    def __init__(self, make: Callable[..., Web], arguments: dict[str, Any]) -> None:
+        self._web = make(**arguments)
+
+    def __serve_build_asgi_app__(self) -> gate.Application:
+        return self._web.app
+
+    async def check_health(self) -> None:
+        """Asked by Serve, which replaces the replica where it raises."""
+        self._web.check()
+
+
+def application(
+    name: str,
+    make: Callable[..., Web],
+    arguments: dict[str, Any],
+    *,
+    max_replicas: int,
+    cpus: float,
+    gpus: float,
+) -> serve.Application:
+    """The deployment `name`: `make(**arguments)` in each of up to so many replicas, as many as the load asks for."""
+    return Replica.options(
+        name=name,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1, max_replicas=max_replicas, target_ongoing_requests=TARGET, upscale_delay_s=10
+        ),
+    ).bind(make, arguments)
+
+
+@contextlib.contextmanager
+def served(app: serve.Application, host: str, port: int, cpus: int) -> Iterator[None]:
+    """Serves an application with a Ray of its own on this machine, as long as the context.
+
+    Raises InputError where the port cannot be had, RuntimeError where no replica can be started.
+    """
+    os.environ[gate.CALLBACK] = f"{gate.__name__}:{gate.middlewares.__name__}"
+    gate.Limits.of_environment()  # raises here what would end every proxy
+    _check_free(host, port)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level="WARNING", log_to_driver=True)
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=host, port=port),
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.run(app, name=APP)
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise InputError(f"--host {host} --port {port}: cannot be listened at ({error.strerror})") from error

@@ -1,0 +1,153 @@
+"""The app of one replica without a server: memory is lent in turn, and a device that fails is told and survived."""
+
+import asyncio
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPMessage
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cluster.exporter import Numbers
+from deblur.telemetry import SERVICE
+from deblur.web import Room, Web
+from tests.datasets import picture
+from tests.servers import ask, listening
+
+
+class Fragile(nn.Module):
+    """Inverts pictures; fails with `error`."""
+
+    error: Exception | None = None
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if self.error:
+            raise self.error
+        return -pictures
+
+    def __deepcopy__(self, memo: object) -> "Fragile":
+        return self
+
+
+@contextmanager
+def client(generator: nn.Module, max_pixels: int = 1_000_000) -> Iterator[tuple[int, Web]]:
+    web = Web(generator, "cpu", Numbers(SERVICE, {"replica": "1"}), max_pixels=max_pixels, max_bytes=1_000_000)
+    with listening(web.app) as port:
+        yield port, web
+    web.close()
+
+
+def restore(port: int, pixels: np.ndarray) -> tuple[int, bytes, HTTPMessage]:
+    return ask(port, "POST", "/restore", png(pixels))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_picture_goes_through_the_generator() -> None:
+    pixels = picture(0, 20, 30)
+    with client(Fragile()) as (port, _):
+        _, body, _ = restore(port, pixels)
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(body))), 255 - pixels)
+
+
+def test_a_picture_over_the_replicas_own_limit_is_refused_by_its_size() -> None:
+    with client(Fragile(), max_pixels=599) as (port, _):
+        status, sentence, _ = restore(port, picture(0, 20, 30))
+    assert status == 413
+    assert sentence == b"The picture: 30x20 is over the limit of 599 pixels; scale it down"
+
+
+def test_an_accident_is_answered_with_try_again_and_the_next_picture_restored() -> None:
+    generator = Fragile()
+    with client(generator) as (port, web):
+        generator.error = RuntimeError("an accident")
+        status, sentence, headers = restore(port, picture(0, 20, 30))
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert sentence == b"The picture could not be restored now; send it again."
+        web.check()
+        generator.error = None
+        assert restore(port, picture(0, 20, 30))[0] == 200
+
+
+def test_a_device_that_is_of_no_use_any_more_is_no_longer_ready_and_the_replica_asks_to_be_replaced() -> None:
+    generator = Fragile()
+    with client(generator) as (port, web):
+        assert ask(port, "GET", "/readyz")[0] == 200
+        generator.error = torch.AcceleratorError("an illegal memory access was encountered")
+        assert restore(port, picture(0, 20, 30))[0] == 503
+        assert (ask(port, "GET", "/readyz")[0], ask(port, "GET", "/healthz")[0]) == (503, 503)
+        with pytest.raises(torch.AcceleratorError):
+            web.check()
+
+
+def test_a_picture_for_which_a_gpu_has_no_memory_as_a_whole_is_restored_in_tiles() -> None:
+    class Small(Fragile):
+        def forward(self, pictures: Tensor) -> Tensor:
+            if pictures[0, 0].numel() > 1_100_000:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return -pictures
+
+    pixels = picture(0, 1100, 1300)
+    with client(Small(), max_pixels=2_000_000) as (port, _):
+        _, body, _ = restore(port, pixels)
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(body))), 255 - pixels)
+
+
+def test_the_page_asks_nobody_but_this_app() -> None:
+    with client(Fragile()) as (port, _):
+        for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+            _, body, headers = ask(port, "GET", path)
+            assert headers["content-type"].startswith(kind)
+            assert "default-src 'none'" in headers["content-security-policy"]
+            assert not re.findall(rb"(?:src=|<link[^>]*href=|url\(|fetch\(|import )\W*(?:https?:)?//", body)
+
+
+def test_room_is_lent_in_the_order_of_asking_and_never_more_than_there_is() -> None:
+    async def scenario() -> list[tuple[str, int]]:
+        room, events, taken = Room(10), [], 0
+
+        async def use(name: str, amount: int, seconds: float) -> None:
+            nonlocal taken
+            async with room.taken(amount):
+                taken += amount
+                events.append((name, taken))
+                await asyncio.sleep(seconds)
+                taken -= amount
+
+        # The large one is not overtaken by small ones that would fit.
+        async with asyncio.TaskGroup() as group:
+            for name, amount, seconds in (("a", 6, 0.1), ("b", 3, 0.05), ("large", 10, 0.01), ("c", 1, 0.01)):
+                group.create_task(use(name, amount, seconds))
+                await asyncio.sleep(0)
+        return events
+
+    events = asyncio.run(scenario())
+    assert [name for name, _ in events] == ["a", "b", "large", "c"]
+    assert max(taken for _, taken in events) == 10
+
+
+def test_room_is_given_back_by_those_who_leave_while_they_wait_or_work() -> None:
+    async def scenario() -> None:
+        room = Room(10)
+
+        async def use(seconds: float) -> None:
+            async with room.taken(10):
+                await asyncio.sleep(seconds)
+
+        working, waiting = asyncio.create_task(use(60)), asyncio.create_task(use(60))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        working.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+        await asyncio.wait_for(use(0), 5)
+
+    asyncio.run(scenario())
