@@ -1,0 +1,134 @@
+"""What batches are worth to the service, and what HTTP around the network costs.
+
+python -m benchmarks.serve --json
+
+Clients, each of which waits for its picture before it sends the next, take turns in one process: their pictures go
+in batches (as deblur.batching makes them), one by one, and in batches behind HTTP (deblur.web on a real socket, PNG
+both ways; clients and server share the processors). Weights are fresh: they cost as much as trained ones.
+"""
+
+import asyncio
+import http.client
+import socket
+import statistics
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.command import option, run
+from benchmarks.restore import generator_of, picture_of
+from benchmarks.timing import in_turns, pick_device
+from deblur.batching import Batcher
+from deblur.data import pictures
+from deblur.pieces import Piece, PieceRunner
+from deblur.tiles import MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    recipe: str = option("paper", "Preset.")
+    width: int = option(256, "Of the pictures.")
+    height: int = option(256, "Of the pictures.")
+    clients: int = option(8, "Pictures that are there at the same time.")
+    pictures: int = option(4, "Of each client in a turn.")
+    rounds: int = option(5, "Turns.")
+    http: bool = option(True, "Also behind HTTP; needs the extra `serve`.")
+    json: bool = option(False, "Print one line of JSON at the end.")
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """The figures, medians over turns."""
+    device = pick_device()
+    generator, picture = generator_of(settings.recipe, device), picture_of((settings.width, settings.height))
+    with (
+        closing(Batcher(PieceRunner(generator, device).run)) as batched,
+        closing(Batcher(PieceRunner(generator, device).run, max_pixels=1)) as alone,
+        _posting(generator, device, picture, settings.http) as post,
+    ):
+        works = {"batched": partial(_restored, batched, picture), "alone": partial(_restored, alone, picture)}
+        if post:
+            works["http"] = post
+        ways = {name: partial(_at_once, work, settings) for name, work in works.items()}
+        for way in ways.values():
+            way()  # warms up
+        batches, pieces = batched.batches, batched.pieces
+        turns = in_turns(ways, settings.rounds)
+        mean_batch = (batched.pieces - pieces) / (batched.batches - batches)
+    median = {name: statistics.median(found) for name, found in turns.items()}
+    count = settings.clients * settings.pictures
+    figures: dict[str, Any] = {f"{name}_pictures_per_second": count / seconds for name, seconds in median.items()}
+    figures["alone_to_batched_seconds"] = median["alone"] / median["batched"]
+    figures["alone_to_batched_seconds_of_each_round"] = [
+        a / b for a, b in zip(turns["alone"], turns["batched"], strict=True)
+    ]
+    figures["pictures_per_batch"] = mean_batch
+    if post:
+        figures["http_to_batched_seconds"] = median["http"] / median["batched"]
+    return figures
+
+
+def _at_once(work: Callable[[], None], settings: Settings) -> None:
+    """Every client in a thread of its own."""
+
+    def client() -> None:
+        for _ in range(settings.pictures):
+            work()
+
+    threads = [threading.Thread(target=client) for _ in range(settings.clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _restored(batcher: Batcher, picture: np.ndarray) -> None:
+    assert picture.shape[0] * picture.shape[1] <= MAX_PIXELS  # whole, a single piece
+    batcher.submit(Piece(pixels=picture)).result()
+
+
+@contextmanager
+def _posting(
+    generator: nn.Module, device: torch.device, picture: np.ndarray, wanted: bool
+) -> Iterator[Callable[[], None] | None]:
+    """What a client of the service does, once; None where it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    import uvicorn
+
+    from cluster.exporter import Numbers
+    from deblur.telemetry import SERVICE
+    from deblur.web import Web
+
+    web = Web(generator, device, Numbers(SERVICE, {"replica": "0"}), max_bytes=1 << 30)
+    server = uvicorn.Server(uvicorn.Config(web.app, log_level="critical", lifespan="off"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    data, port = pictures.encode_png(picture), listener.getsockname()[1]
+
+    def post() -> None:
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as opened:
+            opened.request("POST", "/restore", data, {"Content-Type": "image/png"})
+            answer = opened.getresponse()
+            if answer.status != 200:
+                raise RuntimeError(f"the service answered {answer.status}: {answer.read().decode()}")
+            answer.read()
+
+    try:
+        yield post
+    finally:
+        server.should_exit = True
+        thread.join()
+        web.close()
+
+
+if __name__ == "__main__":
+    run("serve", __doc__, Settings, measure)
