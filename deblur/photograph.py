@@ -14,7 +14,7 @@ from deblur.data.pictures import open_picture
 
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}  # else JPEG
 _WITHOUT_ALPHA = ("JPEG", "BMP")
-_LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}  # pixels that a format can count
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that libjpeg and libwebp write
 
 
 @dataclass(frozen=True, kw_only=True)
