@@ -26,7 +26,6 @@ long: $(READY)
 	$(BIN)/python -m pytest -m long
 
 serve: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
 	$(BIN)/python -m deblur.serve --model $(or $(RUN),runs/demo)
 
 monitor: $(READY)
