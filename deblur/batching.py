@@ -6,6 +6,7 @@ comes alone is not delayed, and the batches grow with the load.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -36,6 +37,8 @@ class Batcher:
         self.batches, self.pieces = 0, 0  # computed so far
         self.failure: Exception | None = None
         """The error after which the device is of no use; the process has to be started again."""
+        self.busy_since: float | None = None
+        """When the batch that is computed now was begun, by time.monotonic."""
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
@@ -58,6 +61,7 @@ class Batcher:
 
     def _work(self) -> None:
         while batch := self._next():
+            self.busy_since = time.monotonic()
             try:
                 self._compute(batch)
             except Exception as error:
@@ -67,6 +71,7 @@ class Batcher:
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
+            self.busy_since = None
 
     def _next(self) -> list[tuple[Piece, Future[Tensor]]]:
         """The piece that has waited longest, and those of its kind; waits for one. Empty when closed."""

@@ -38,7 +38,7 @@ class Service:
     """What each replica is told; on a cluster `args` of the Serve configuration."""
 
     model: str
-    """A run (folder or s3:// URL), or a generator.safetensors."""
+    """A run (folder or s3:// URL; its newest checkpoint when a replica starts), or a generator.safetensors."""
     device: str = "auto"
     """cpu, cuda; auto is a GPU where there is one."""
     max_replicas: int | None = None

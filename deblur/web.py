@@ -31,6 +31,7 @@ from deblur.tiles import advance, restoring
 
 NAME = "The picture"  # in what people are told
 RETRY_AFTER_S = 5
+STUCK_S = 300.0  # no batch takes so long
 _PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
 _PAGE |= {"/page.js": ("page.js", "text/javascript")}
 _HEADERS = {
@@ -73,9 +74,17 @@ class Web:
         self.app = Starlette(routes=routes)
 
     def check(self) -> None:
-        """Raises what has made the device useless: the process has to be started again."""
+        """Raises RuntimeError where the device has failed, or hangs: the process has to be started again."""
+        if reason := self._trouble():
+            raise RuntimeError(reason)
+
+    def _trouble(self) -> str:
+        since = self._batcher.busy_since
         if self._batcher.failure:
-            raise self._batcher.failure
+            return f"The device failed: {self._batcher.failure}"
+        if since and time.monotonic() - since > STUCK_S:
+            return f"The device has been busy with one batch for more than {STUCK_S:g} s"
+        return ""
 
     def close(self) -> None:
         """Ends the thread that computes."""
@@ -132,8 +141,8 @@ class Web:
         return JSONResponse(limits, headers=_HEADERS)
 
     async def _health(self, request: Request) -> Response:
-        failure = self._batcher.failure
-        return PlainTextResponse(f"The device failed: {failure}" if failure else "ok", 503 if failure else 200)
+        reason = self._trouble()
+        return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
     def _live(self) -> dict[str, float]:
         return {

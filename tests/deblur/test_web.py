@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPMessage
@@ -85,8 +86,30 @@ def test_a_device_that_is_of_no_use_any_more_is_no_longer_ready_and_the_replica_
         generator.error = torch.AcceleratorError("an illegal memory access was encountered")
         assert restore(port, picture(0, 20, 30))[0] == 503
         assert (ask(port, "GET", "/readyz")[0], ask(port, "GET", "/healthz")[0]) == (503, 503)
-        with pytest.raises(torch.AcceleratorError):
+        with pytest.raises(RuntimeError, match="an illegal memory access"):
             web.check()
+
+
+def test_a_device_that_hangs_is_told_from_one_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    go, started = threading.Event(), threading.Event()
+
+    class Hanging(Fragile):
+        def forward(self, pictures: Tensor) -> Tensor:
+            started.set()
+            go.wait(20)
+            return -pictures
+
+    with client(Hanging()) as (port, web):
+        asking = threading.Thread(target=restore, args=(port, picture(0, 20, 30)))
+        asking.start()
+        started.wait(20)
+        web.check()
+        monkeypatch.setattr("deblur.web.STUCK_S", 0.0)
+        with pytest.raises(RuntimeError, match="busy with one batch for more than 0 s"):
+            web.check()
+        go.set()
+        asking.join()
+        web.check()
 
 
 def test_a_picture_for_which_a_gpu_has_no_memory_as_a_whole_is_restored_in_tiles() -> None:
