@@ -59,7 +59,7 @@ class Settings:
     drain_s: int = 20
     """Seconds that a node still has after SIGTERM."""
     manifest: Path | None = None
-    """A file with a RayCluster or RayJob, which says all that --nodes, --cpus-per-node and --drain-s say."""
+    """A file with a RayCluster, RayJob or RayService: it says all that --nodes, --cpus-per-node and --drain-s say."""
     scale: float = 1.0
     """The share of the manifest's CPUs, memory and object store that a node gets: 1 CPU and 80 MB at least."""
 

@@ -36,6 +36,15 @@ _YIELDING = {
     "RAY_PORT",
     "RAY_USAGE_STATS_KUBERAY_IN_USE",
 }
+# Beside those of every cluster, where Ray Serve runs.
+_OF_SERVICES = {
+    "RAY_timeout_ms_task_wait_for_death_info": "0",
+    "RAY_gcs_server_request_timeout_seconds": "5",
+    "RAY_SERVE_KV_TIMEOUT_S": "5",
+}
+_YIELDING |= _OF_SERVICES.keys()
+_CLUSTERS = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+"""Where in its spec a kind has the cluster's; None: it is the cluster's."""
 _KINDS = {
     "configMapRef": "ConfigMap",
     "configMapKeyRef": "ConfigMap",
@@ -91,7 +100,7 @@ class Cluster:
 
 
 def read_cluster(path: Path, shell: Mapping[str, str], head: Values, workers: Values) -> Cluster:
-    """The one RayCluster of a file, or the one of its RayJob.
+    """The one RayCluster of a file, or the one of its RayJob or RayService.
 
     `head` and `workers` are parameters that win over the file's rayStartParams; a variable of `shell` wins over the
     value that a ConfigMap or a Secret has for it. Raises InputError where the file says too little to start the pods.
@@ -139,14 +148,15 @@ def _documents(path: Path) -> list[Object]:
 
 
 def _owner(documents: list[Object]) -> Object:
-    found = [document for document in documents if document.get("kind") in ("RayCluster", "RayJob")]
+    found = [document for document in documents if document.get("kind") in _CLUSTERS]
     if len(found) != 1:
-        raise InputError(f"has {len(found)} objects of kind RayCluster or RayJob; name a file that has one")
+        raise InputError(f"has {len(found)} objects of kind {', '.join(_CLUSTERS)}; name a file that has one")
     return found[0]
 
 
 def _spec(owner: Object) -> Object:
-    return owner["spec"]["rayClusterSpec"] if owner["kind"] == "RayJob" else owner["spec"]
+    field = _CLUSTERS[owner["kind"]]
+    return owner["spec"][field] if field else owner["spec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +168,8 @@ class _Context:
     service: str
     port: str
     token: bool
+    serves: bool
+    """Whether it is that of a RayService."""
     values: dict[tuple[str, str], Values]
     """Of ConfigMaps and Secrets, by kind and name."""
     shell: Mapping[str, str]
@@ -173,6 +185,7 @@ def _context(owner: Object, documents: list[Object], shell: Mapping[str, str], h
         service=f"{service}.{namespace}.svc.cluster.local",
         port=(_given(of_head) | head).get("port", GCS_PORT),
         token=(_spec(owner).get("authOptions") or {}).get("mode") == "token",
+        serves=owner["kind"] == "RayService",
         values={
             (document["kind"], document["metadata"]["name"]): _held(document)
             for document in documents
@@ -288,7 +301,7 @@ def quantity(text: str | int | float) -> Decimal:
 
 def _added(context: _Context, group: str, address: str, command: str) -> Values:
     """What KubeRay adds to each container (setContainerEnvVars, SetContainerTokenAuthEnvVars)."""
-    return {
+    added = {
         "RAY_CLUSTER_NAME": context.name,
         "RAY_CLUSTER_NAMESPACE": context.namespace,
         "RAY_CLOUD_INSTANCE_ID": _POD_NAME,
@@ -298,7 +311,12 @@ def _added(context: _Context, group: str, address: str, command: str) -> Values:
         "RAY_ADDRESS": address,
         "RAY_USAGE_STATS_KUBERAY_IN_USE": "1",
         "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
-    } | ({"RAY_AUTH_MODE": "token"} if context.token else {})
+    }
+    if context.serves:
+        added |= _OF_SERVICES
+    if context.token:
+        added["RAY_AUTH_MODE"] = "token"
+    return added
 
 
 def _environment(context: _Context, template: Object, added: Values, labels: Values) -> Values:

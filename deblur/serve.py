@@ -6,6 +6,7 @@ Replicas are started and ended with the load, one for each GPU at most. Nothing 
 a cluster. Needs Ray Serve: pip install 'deblur[serve]'
 """
 
+import atexit
 import contextlib
 import dataclasses
 import logging
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "Restorer"
 _as_long_as_the_process = contextlib.ExitStack()
+atexit.register(_as_long_as_the_process.close)  # later, its server's thread is gone, and would be waited for
 
 
 @dataclass(frozen=True, kw_only=True)

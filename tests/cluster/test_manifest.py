@@ -298,6 +298,21 @@ def test_a_ray_job_has_a_cluster_as_well(read: Read) -> None:
     assert [pod.group for pod in cluster.workers] == ["small-group"]
 
 
+def test_a_ray_service_has_a_cluster_as_well_and_shorter_timeouts(read: Read) -> None:
+    """As in setContainerEnvVars, where the creator is a RayService."""
+    own = [{"name": "RAY_SERVE_KV_TIMEOUT_S", "value": "9"}]
+    service = {"kind": "RayService", "metadata": {"name": "restore", "namespace": "ml"}}
+    service["spec"] = {"serveConfigV2": "", "rayClusterConfig": ray_cluster(group({"env": own}), worker())["spec"]}
+    cluster = read(service)
+    assert cluster.service == "restore-head-svc.ml.svc.cluster.local"
+    assert [pod.group for pod in cluster.workers] == ["small-group"]
+    timeouts = {"RAY_timeout_ms_task_wait_for_death_info": "0", "RAY_gcs_server_request_timeout_seconds": "5"}
+    for pod, seconds in ((cluster.head, "9"), (cluster.workers[0], "5")):
+        assert pod.environment.items() >= (timeouts | {"RAY_SERVE_KV_TIMEOUT_S": seconds}).items()
+    others = read(ray_cluster(None, worker()))
+    assert not timeouts.keys() & {*others.head.environment, *others.workers[0].environment}
+
+
 def test_config_maps_of_another_namespace_are_not_seen(read: Read) -> None:
     other = config_map("config", A="1")
     other["metadata"]["namespace"] = "other"
@@ -308,8 +323,8 @@ def test_config_maps_of_another_namespace_are_not_seen(read: Read) -> None:
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ([config_map("config")], "has 0 objects of kind RayCluster or RayJob"),
-        ([ray_cluster(), ray_cluster()], "has 2 objects of kind RayCluster or RayJob"),
+        ([config_map("config")], "has 0 objects of kind RayCluster, RayJob, RayService; name a file"),
+        ([ray_cluster(), ray_cluster()], "has 2 objects of kind RayCluster, RayJob, RayService; name a file"),
         ([{"kind": "RayCluster", "metadata": {"name": "r"}, "spec": {}}], r"KubeRay expects more.*headGroupSpec"),
         (
             [ray_cluster(group({"resources": {"limits": {"memory": "32GiB"}}}))],

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 K8S = Path(__file__).parents[2] / "k8s"
-FILES = ["raycluster.yaml", "rayjob.yaml", "rayjob-kueue.yaml", "rayjob-tune.yaml"]
+SERVICE = "rayservice.yaml"
+FILES = ["raycluster.yaml", "rayjob.yaml", "rayjob-kueue.yaml", "rayjob-tune.yaml", SERVICE]
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 NAMES = FILES + OVERLAYS
 """Everything that a user applies, but monitoring/."""
@@ -46,10 +47,21 @@ def kind(name: str, *kinds: str) -> list[Object]:
     return [found for found in objects(name) if found["kind"] in kinds]
 
 
+def ray_object(name: str) -> Object:
+    """The one object that KubeRay makes a cluster from."""
+    (found,) = kind(name, "RayCluster", "RayJob", "RayService")
+    return found
+
+
 def cluster_spec(name: str) -> Object:
-    """The spec of the RayCluster, or of that of the RayJob."""
-    (found,) = kind(name, "RayCluster", "RayJob")
-    return found["spec"].get("rayClusterSpec") or found["spec"]
+    """The spec of the RayCluster, or of that of the RayJob or RayService."""
+    spec = ray_object(name)["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+def serve_config() -> Object:
+    """What Ray Serve is told by the RayService."""
+    return yaml.safe_load(ray_object(SERVICE)["spec"]["serveConfigV2"])
 
 
 def pods(name: str) -> dict[str, Object]:

@@ -4,18 +4,29 @@ import re
 
 import pytest
 
-from tests.k8s.manifests import NAMES, Object, cluster_spec, containers, kind, objects, pods, volumes
+from tests.k8s.manifests import NAMES, SERVICE, Object, cluster_spec, containers, kind, objects, pods, volumes
 
 LABELS = {
     "head": {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head"},
     "worker": {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"},
+    "server": {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker", "ray.io/serve": "true"},
+    "excluded head": {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head", "ray.io/serve": "false"},
     "submitter": {"app.kubernetes.io/component": "submitter"},
     "prometheus": {"app.kubernetes.io/name": "prometheus"},
     "operator": {"app.kubernetes.io/name": "kuberay-operator"},
     "dns": {"k8s-app": "kube-dns"},
+    "ingress": {"app.kubernetes.io/name": "ingress-nginx"},
     "stranger": {"app": "stranger"},
 }
-NAMESPACES = {"prometheus": "monitoring", "operator": "kuberay-operator", "dns": "kube-system", "stranger": "other"}
+NAMESPACES = {
+    "prometheus": "monitoring",
+    "operator": "kuberay-operator",
+    "dns": "kube-system",
+    "ingress": "ingress-nginx",
+    "stranger": "other",
+}
+OPENED = {"ingress-nginx": {"deblur/ingress": "true"}}
+"""Labels that a user has put on a namespace."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,7 +128,8 @@ def is_peer(peer: Object, other: str) -> bool:
         return False
     namespace = NAMESPACES.get(other, "deblur")
     if "namespaceSelector" in peer:
-        here = selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
+        labels = {"kubernetes.io/metadata.name": namespace} | OPENED.get(namespace, {})
+        here = selects(peer["namespaceSelector"], labels)
     else:
         here = namespace == "deblur"
     return here and selects(peer.get("podSelector", {}), LABELS[other])
@@ -187,6 +199,35 @@ def test_no_rule_is_open(name: str) -> None:
 )
 def test_who_reaches_whom(name: str, direction: str, pod: str, other: str, port: int, expected: bool) -> None:
     assert allowed(name, direction, pod, other, port) == expected
+
+
+@pytest.mark.parametrize(
+    ("direction", "pod", "other", "port", "expected"),
+    [
+        ("Ingress", "server", "ingress", 8000, True),
+        ("Ingress", "server", "excluded head", 8000, True),  # Serve's controller and proxies, as every port
+        ("Ingress", "server", "prometheus", 9171, True),
+        ("Egress", "server", "excluded head", 6379, True),
+        ("Ingress", "excluded head", "operator", 8265, True),  # which deploys the application
+        ("Ingress", "server", "ingress", 8265, False),
+        ("Ingress", "server", "ingress", 43210, False),
+        ("Ingress", "excluded head", "ingress", 8000, False),
+        ("Ingress", "excluded head", "ingress", 8265, False),
+        ("Ingress", "worker", "ingress", 8000, False),  # of a cluster that trains
+        ("Ingress", "server", "stranger", 8000, False),
+        ("Ingress", "server", "prometheus", 8000, False),
+        ("Ingress", "server", "submitter", 8000, False),
+        ("Ingress", "server", "operator", 8000, False),
+        ("Egress", "server", "stranger", 8000, False),
+    ],
+)
+def test_who_may_send_pictures(direction: str, pod: str, other: str, port: int, expected: bool) -> None:
+    assert allowed(SERVICE, direction, pod, other, port) == expected
+
+
+def test_nobody_may_send_pictures_until_a_namespace_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(OPENED, "ingress-nginx")
+    assert not allowed(SERVICE, "Ingress", "server", "ingress", 8000)
 
 
 def test_the_store_of_the_smoke_is_reached_from_its_namespace_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The manifests are what Kubernetes, KubeRay and Ray take, and mean what they say."""
 
+import importlib
 import importlib.util
 import re
 import tomllib
@@ -9,12 +10,29 @@ import jsonschema
 import kubernetes_validate
 import pytest
 from ray.autoscaler._private.kuberay import autoscaling_config
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
 
+from cluster import gate
 from cluster.exporter import PORTS
 from cluster.sync import COLLECTIVE_TIMEOUT_S
 from deblur import tune
 from deblur.train import Settings, parse
-from tests.k8s.manifests import K8S, NAMES, OVERLAYS, Object, cluster_spec, containers, kind, objects, pods, volumes
+from tests.k8s.manifests import (
+    K8S,
+    NAMES,
+    OVERLAYS,
+    SERVICE,
+    Object,
+    cluster_spec,
+    containers,
+    kind,
+    objects,
+    pods,
+    ray_object,
+    serve_config,
+    volumes,
+)
 from tests.k8s.schemas import schema_of
 
 ROOT = K8S.parent
@@ -45,13 +63,13 @@ def node_types(name: str) -> dict[str, Any]:
 
 
 def test_what_repeats_raycluster_is_written_from_it() -> None:
-    spec = importlib.util.spec_from_file_location("rayjobs", K8S / "rayjobs.py")
+    spec = importlib.util.spec_from_file_location("manifests", K8S / "manifests.py")
     assert spec
     assert spec.loader
-    rayjobs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rayjobs)
+    manifests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(manifests)
 
-    for path, text in rayjobs.written((K8S / "raycluster.yaml").read_text()).items():
+    for path, text in manifests.written((K8S / "raycluster.yaml").read_text()).items():
         assert (K8S / path).read_text() == text, f"k8s/{path} is not current: make manifests"
 
 
@@ -73,7 +91,7 @@ def test_kubernetes_takes_the_core_objects_and_pods(name: str, version: str) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kuberay_takes_its_objects(name: str) -> None:
-    (found,) = kind(name, "RayCluster", "RayJob")
+    found = ray_object(name)
     jsonschema.validate(found, schema_of(f"ray.io_{found['kind'].lower()}s"))
 
 
@@ -82,6 +100,10 @@ def test_a_field_that_kuberay_does_not_know_is_found() -> None:
     wrong = found | {"spec": found["spec"] | {"headGroupSpecs": {}}}
     with pytest.raises(jsonschema.ValidationError, match="headGroupSpecs"):
         jsonschema.validate(wrong, schema_of("ray.io_rayclusters"))
+    service = ray_object(SERVICE)
+    wrong = service | {"spec": service["spec"] | {"serveConfig": {}}}
+    with pytest.raises(jsonschema.ValidationError, match="'serveConfig' was unexpected"):
+        jsonschema.validate(wrong, schema_of("ray.io_rayservices"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +113,7 @@ def test_a_field_that_kuberay_does_not_know_is_found() -> None:
         ("rayjob.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("rayjob-kueue.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("rayjob-tune.yaml", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
+        (SERVICE, "gpu-workers", 2, 2, {"CPU": 4, "GPU": 1}),
         ("single-gpu", "gpu-workers", 1, 1, {"CPU": 8, "GPU": 1}),
         ("spot", "gpu-workers", 4, 4, {"CPU": 8, "GPU": 1}),
         ("autoscaling", "gpu-workers", 0, 8, {"CPU": 8, "GPU": 1}),
@@ -133,7 +156,7 @@ def test_a_worker_that_has_to_go_has_time_to_save(name: str) -> None:
             assert drain > RAYS_DRAIN_S
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != SERVICE])
 def test_a_collective_ends(name: str) -> None:
     head = containers(name)["head"]
     assert int(value_of(head, "RAY_TRAIN_COLLECTIVE_TIMEOUT_S")) == COLLECTIVE_TIMEOUT_S
@@ -222,6 +245,62 @@ def test_a_search_has_trials_on_every_node_and_a_head_that_holds_them() -> None:
     needed = at_once * 1.5e9 + bytes_of(containers("rayjob.yaml")["head"]["resources"]["limits"]["memory"])
     assert bytes_of(limits["memory"]) > needed
     assert job["spec"]["backoffLimit"] >= 3
+
+
+def restorer() -> Object:
+    """The one deployment of the service, as its manifest has it."""
+    (application,) = serve_config()["applications"]
+    (deployment,) = application["deployments"]
+    return deployment
+
+
+def test_ray_serve_takes_the_config_and_knows_every_field() -> None:
+    # Its schema drops what it does not know.
+    assert (
+        ServeDeploySchema.model_validate(serve_config()).model_dump(mode="json", exclude_unset=True) == serve_config()
+    )
+    bounds = restorer()["autoscaling_config"]
+    assert AutoscalingConfig(**bounds).model_dump(include=bounds.keys()) == bounds
+
+
+def test_the_service_is_built_from_what_there_is() -> None:
+    (application,) = serve_config()["applications"]
+    module, _, builder = application["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), builder))
+    assert application["route_prefix"] == "/"
+    for of in ("head", "gpu-workers"):
+        module, _, middlewares = value_of(containers(SERVICE)[of], gate.CALLBACK).partition(":")
+        assert getattr(importlib.import_module(module), middlewares) is gate.middlewares
+
+
+def test_every_worker_has_a_replica_and_none_is_left_over() -> None:
+    (group,) = groups(SERVICE)
+    worker = node_types(SERVICE)["gpu-workers"]["resources"]
+    options = restorer()["ray_actor_options"]
+    each = min(worker["GPU"] // options["num_gpus"], worker["CPU"] // options["num_cpus"])
+    assert each >= 1
+    bounds = restorer()["autoscaling_config"]
+    assert bounds["min_replicas"] == group["replicas"]  # one without a replica is never ready
+    assert bounds["max_replicas"] == each * group["replicas"]  # nothing makes more workers
+    assert not cluster_spec(SERVICE).get("enableInTreeAutoscaling")
+
+
+def test_requests_go_where_a_proxy_listens() -> None:
+    options = serve_config()["http_options"]
+    assert options["host"] == "0.0.0.0"  # its own 127.0.0.1 would be the pod's alone
+    assert serve_config()["proxy_location"] == "EveryNode"
+    for of in ("head", "gpu-workers"):
+        # By this name KubeRay finds the port of the Service and of the probe.
+        (port,) = [port for port in containers(SERVICE)[of]["ports"] if port["name"] == "serve"]
+        assert port["containerPort"] == options["port"]
+    assert ray_object(SERVICE)["spec"]["excludeHeadPodFromServeSvc"]
+    assert len(ray_object(SERVICE)["metadata"]["name"]) <= 47  # KubeRay adds six to name the cluster
+
+
+def test_the_service_reads_its_model_from_the_bucket_of_the_runs() -> None:
+    (application,) = serve_config()["applications"]
+    (config,) = kind(SERVICE, "ConfigMap")
+    assert application["args"]["model"].startswith(f"{config['data']['DEBLUR_RUNS']}/")
 
 
 def test_spot_is_where_the_head_never_is() -> None:
