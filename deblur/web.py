@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ _HEADERS = {
 _log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_T = TypeVar("_T")
 
 
 class Web:
@@ -108,15 +110,15 @@ class Web:
     async def _answer(self, request: Request) -> Response:
         _check_type(request.headers.get("content-type", ""))
         data, laps = await request.body(), _Laps()
-        given, pixels = await asyncio.to_thread(_inspected, data, self._max_pixels)
+        given, pixels = await _in_thread(_inspected, data, self._max_pixels)
         async with self._room.taken(pixels):
             laps.end("wait")
-            photograph = await asyncio.to_thread(read_photograph, data, NAME)
+            photograph = await _in_thread(read_photograph, data, NAME)
             kind = answer_type(request.headers.get("accept"), given, photograph)
             laps.end("decode")
             restored = await self._restored(photograph.pixels)
             laps.end("restore")
-            answer = await asyncio.to_thread(write_photograph, photograph, restored, NAME, SUFFIXES[kind])
+            answer = await _in_thread(write_photograph, photograph, restored, NAME, SUFFIXES[kind])
             laps.end("encode")
         self._numbers.add("deblur_service_pixels_total", pixels)
         for part, seconds in laps.seconds.items():
@@ -127,13 +129,13 @@ class Web:
     async def _restored(self, picture: np.ndarray) -> np.ndarray:
         """The restored picture; its pieces share batches with those of others."""
         steps = restoring(picture, self._runner.has_statistics)
-        found = await asyncio.to_thread(advance, steps)
+        found = await _in_thread(advance, steps)
         while isinstance(found, list):
             futures = [asyncio.wrap_future(self._batcher.submit(piece)) for piece in found]
             try:
-                found = await asyncio.to_thread(advance, steps, await asyncio.gather(*futures))
+                found = await _in_thread(advance, steps, await asyncio.gather(*futures))
             except torch.OutOfMemoryError as error:
-                found = await asyncio.to_thread(advance, steps, error)
+                found = await _in_thread(advance, steps, error)
         return found
 
     async def _limits(self, request: Request) -> Response:
@@ -173,6 +175,16 @@ class Room:
         finally:
             self._free += amount
             self._returned.set()
+
+
+async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
+    """What a function returns in a thread; whoever is cancelled meanwhile waits for it, and keeps its room so long."""
+    thread = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
 
 
 class _Laps:

@@ -11,7 +11,20 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 from grafana_foundation_sdk.models import xychart as xychart_models
-from panels import CHECKPOINT, CHECKPOINTS, DATA, FAULTS, LOSS, OVERVIEW, QUALITY, RESTART, THROUGHPUT, TRIALS, Panel
+from panels import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    DATA,
+    FAULTS,
+    LOSS,
+    OVERVIEW,
+    QUALITY,
+    RESTART,
+    SERVICE,
+    THROUGHPUT,
+    TRIALS,
+    Panel,
+)
 
 FOLDER = Path(__file__).parent
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -48,6 +61,15 @@ def search() -> dict[str, Any]:
     return _json(board, {"Trials": TRIALS}, [])
 
 
+def service() -> dict[str, Any]:
+    """The service that restores pictures, by namespace: what the replicas count, and what Ray Serve does."""
+    board = _dashboard("Deblur service", "deblur-service", "The service of deblur: does it answer, and how fast?")
+    names = "label_values(deblur_service_running, namespace)"
+    # Without Kubernetes there is no such label, and All has to match that, too.
+    board.with_variable(_with_all(_variable("namespace", names, "Namespace"), ".*"))
+    return _json(board, {"Service": SERVICE}, [])
+
+
 def main() -> None:
     """Writes one file per dashboard."""
     for name, content in files().items():
@@ -56,9 +78,8 @@ def main() -> None:
 
 def files() -> dict[str, str]:
     """The names and contents of the files."""
-    return {
-        f"{board['uid']}.json": json.dumps(board, indent=2, sort_keys=True) + "\n" for board in (training(), search())
-    }
+    boards = (training(), search(), service())
+    return {f"{board['uid']}.json": json.dumps(board, indent=2, sort_keys=True) + "\n" for board in boards}
 
 
 def _dashboard(title: str, uid: str, description: str) -> dashboard.Dashboard:

@@ -496,6 +496,137 @@ TRIALS = (
     ),
 )
 
+
+def _answered_within(quantile: float) -> str:
+    """The milliseconds within which so large a share of the pictures was answered."""
+    buckets = (
+        'ray_serve_http_request_latency_ms_bucket{namespace=~"$namespace", route="/restore", status_code="200"}'
+        "[$__rate_interval]"
+    )
+    return f"histogram_quantile({quantile}, sum by (namespace, le) (rate({buckets})))"
+
+
+SERVICE = (
+    Panel(
+        title="Pictures per second",
+        description="Pictures that all replicas together restored. Good: as many as are sent; see *Answers by status* "
+        "for those that were not.",
+        unit="short",
+        minimum=0,
+        queries={
+            "{{namespace}}": "sum by (namespace)"
+            ' (rate(deblur_service_requests_total{namespace=~"$namespace", status="200"}[$__rate_interval]))'
+        },
+    ),
+    Panel(
+        title="Megapixels per second",
+        description="Pixels of these pictures, in millions: what the devices have done, as pictures differ in size. "
+        "Good: with the load; level while requests wait means that no more is to be had from these replicas.",
+        unit="short",
+        minimum=0,
+        queries={
+            "{{namespace}}": "sum by (namespace)"
+            ' (rate(deblur_service_pixels_total{namespace=~"$namespace"}[$__rate_interval])) / 1e6'
+        },
+    ),
+    Panel(
+        title="Answers by status",
+        description="What Ray Serve's proxies answered to requests to restore. Good: 200 nearly alone. 4xx: pictures "
+        "that cannot be taken. 503: the queue was full. 500: a replica was lost, and the client told 503. 499: the "
+        "client left, or was told 503 after GATE_ANSWER_S. What the limits refuse before (413, 408) is not counted.",
+        unit="reqps",
+        minimum=0,
+        queries={
+            "{{namespace}} {{status_code}}": "sum by (namespace, status_code) (rate("
+            'ray_serve_num_http_requests_total{namespace=~"$namespace", route="/restore"}[$__rate_interval]))'
+        },
+    ),
+    Panel(
+        title="Time to a restored picture",
+        description="From the whole body to the answer, as the proxies measure it, of pictures that were restored. "
+        "Read off Ray Serve's buckets (1, 2, 5, 10, 60 s and so on), so a guess between two of them. Good: level, and "
+        "the 99 % below GATE_ANSWER_S (120 s).",
+        unit="ms",
+        minimum=0,
+        queries={
+            "{{namespace}} half": _answered_within(0.5),
+            "{{namespace}} 95 %": _answered_within(0.95),
+            "{{namespace}} 99 %": _answered_within(0.99),
+        },
+    ),
+    Panel(
+        title="Share of time by part",
+        description="Where the time of restored pictures goes within replicas; every namespace stacks to 100 %. Good: "
+        "nearly all in restore. Much wait: no room for decoded pictures; decode, encode: too few CPUs.",
+        unit="percentunit",
+        minimum=0,
+        stacked=True,
+        queries={
+            "{{namespace}} {{part}}": "sum by (namespace, part)"
+            ' (rate(deblur_service_seconds_total{namespace=~"$namespace"}[$__rate_interval]))'
+            " / on (namespace) group_left () (sum by (namespace)"
+            ' (rate(deblur_service_seconds_total{namespace=~"$namespace"}[$__rate_interval])) > 0)'
+        },
+    ),
+    Panel(
+        title="Pieces per batch",
+        description="Pictures and tiles that the device computes at once. Good: 1 while small pictures come alone, "
+        "more under load. 1 under load: sizes differ and so share no batches, or each piece fills one.",
+        unit="short",
+        minimum=0,
+        queries={
+            "{{namespace}}": "sum by (namespace)"
+            ' (rate(deblur_service_pieces_total{namespace=~"$namespace"}[$__rate_interval]))'
+            " / (sum by (namespace)"
+            ' (rate(deblur_service_batches_total{namespace=~"$namespace"}[$__rate_interval])) > 0)'
+        },
+    ),
+    Panel(
+        title="Requests",
+        description="That run in each replica (by the address of its metrics and its process), and that wait in the "
+        "proxies for one. Good: a few in each and alike, none waiting. Replicas take 16 each; in each proxy 64 may "
+        "wait, and more are refused.",
+        unit="none",
+        minimum=0,
+        queries={
+            "{{instance}} {{replica}}": 'sum by (instance, replica) (deblur_service_running{namespace=~"$namespace"})',
+            "{{namespace}} waiting": "sum by (namespace)"
+            ' (ray_serve_deployment_queued_queries{namespace=~"$namespace", deployment="Restorer"})',
+        },
+    ),
+    Panel(
+        title="Replicas",
+        description="Those that are healthy, and those that Ray Serve wants at this load. Good: both lines are one. "
+        "Healthy below wanted: one is being started, or there is no free GPU for it. A gap: the head is gone.",
+        unit="none",
+        minimum=0,
+        queries={
+            "{{namespace}} healthy": "sum by (namespace)"
+            ' (ray_serve_deployment_replica_healthy{namespace=~"$namespace", deployment="Restorer"})',
+            "{{namespace}} wanted": "sum by (namespace)"
+            ' (ray_serve_autoscaling_target_replicas{namespace=~"$namespace", deployment="Restorer"})',
+        },
+    ),
+    Panel(
+        title="Refused with 503",
+        description="By proxies and replicas together, and by replicas alone: the difference was refused as the queue "
+        "was full or no replica there. Good: 0. By replicas: the log has the error. What a proxy refuses as it holds "
+        "too many bytes (GATE_HELD_BYTES) is not counted.",
+        unit="reqps",
+        minimum=0,
+        queries={
+            "{{namespace}} all": "sum by (namespace) (rate(ray_serve_num_http_requests_total"
+            '{namespace=~"$namespace", route="/restore", status_code="503"}[$__rate_interval]))'
+            " or 0 * sum by (namespace) (rate(ray_serve_num_http_requests_total"
+            '{namespace=~"$namespace", route="/restore"}[$__rate_interval]))',
+            "{{namespace}} by replicas": "sum by (namespace)"
+            ' (rate(deblur_service_requests_total{namespace=~"$namespace", status="503"}[$__rate_interval]))'
+            " or 0 * sum by (namespace)"
+            ' (rate(deblur_service_requests_total{namespace=~"$namespace"}[$__rate_interval]))',
+        },
+    ),
+)
+
 # The old process's number is remembered for the hour in which no rank may train, and the new one's is higher: one short
 # mark per restart, wherever the new process serves its metrics.
 RESTART = (

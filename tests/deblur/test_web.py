@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cluster.exporter import Numbers
 from deblur.telemetry import SERVICE
-from deblur.web import Room, Web
+from deblur.web import Room, Web, _in_thread
 from tests.datasets import picture
 from tests.servers import ask, listening
 
@@ -132,6 +132,35 @@ def test_the_page_asks_nobody_but_this_app() -> None:
             assert headers["content-type"].startswith(kind)
             assert "default-src 'none'" in headers["content-security-policy"]
             assert not re.findall(rb"(?:src=|<link[^>]*href=|url\(|fetch\(|import )\W*(?:https?:)?//", body)
+
+
+def test_a_request_that_is_cancelled_keeps_its_room_until_its_thread_is_done() -> None:
+    async def scenario() -> list[str]:
+        room, events, go = Room(10), [], threading.Event()
+
+        def decode() -> None:
+            go.wait(20)
+            events.append("decoded")
+
+        async def request() -> None:
+            async with room.taken(10):
+                await _in_thread(decode)
+
+        async def next_request() -> None:
+            async with room.taken(10):
+                events.append("next")
+
+        first = asyncio.create_task(request())
+        await asyncio.sleep(0.05)
+        first.cancel()
+        second = asyncio.create_task(next_request())
+        await asyncio.sleep(0.05)
+        go.set()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert first.cancelled()
+        return events
+
+    assert asyncio.run(scenario()) == ["decoded", "next"]
 
 
 def test_room_is_lent_in_the_order_of_asking_and_never_more_than_there_is() -> None:

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from deblur.telemetry import TABLE
+from tests.k8s.queries import DECLARED, metrics
 
 ROOT = Path(__file__).parents[2]
 CASES_FILE = Path(__file__).with_name("alerts_test.yaml")
@@ -130,9 +130,10 @@ def test_cases_are_of_alerts_that_exist() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_summaries_name_the_run_and_the_value(alert: str) -> None:
+def test_summaries_name_the_run_or_the_namespace_and_the_value(alert: str) -> None:
     annotations = ALERTS[alert]["annotations"]
-    assert "{{ $labels.run }}" in annotations["summary"]
+    name = "namespace" if alert.startswith("DeblurService") else "run"
+    assert f"{{{{ $labels.{name} }}}}" in annotations["summary"]
     assert "{{ $value" in annotations["summary"]
     assert "{{" not in annotations["description"] + annotations["runbook_url"]  # the cases do not look at them
 
@@ -154,16 +155,15 @@ def test_entries_say_all_that_they_should(alert: str) -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_metrics_of_an_alert_are_declared(alert: str) -> None:
-    asked = set(re.findall(r"\bdeblur_\w+", ALERTS[alert]["expr"]))
+    asked = metrics(ALERTS[alert]["expr"])
     assert asked
-    assert asked <= {metric.name for metric in TABLE}
+    assert asked <= DECLARED.keys()
 
 
-def test_series_of_cases_are_as_ranks_and_driver_export_them() -> None:
-    labels = {metric.name: {"run", "rank", "instance", *metric.labels} for metric in TABLE}
+def test_series_of_cases_are_as_they_are_exported() -> None:
     for test in CASES["tests"]:
         for series in test["input_series"]:
             name, _, rest = series["series"].partition("{")
-            assert set(re.findall(r"(\w+)=", rest)) == labels[name], series
+            assert set(re.findall(r"(\w+)=", rest)) == DECLARED[name] | {"instance"}, series
         named = [series["series"] for series in test["input_series"]]
         assert len(named) == len(set(named)), test["name"]  # promtool would mix their samples
