@@ -50,7 +50,7 @@ def connected(quiet: bool = False) -> Iterator[str]:
 
     The address at which the cluster reaches this machine. With `quiet` what other processes print stays in Ray's logs.
     """
-    _set_up_ray_train()
+    _set_up_ray()
     if ray.is_initialized():
         yield ray.util.get_node_ip_address()
         return
@@ -61,7 +61,8 @@ def connected(quiet: bool = False) -> Iterator[str]:
         ray.shutdown()  # and with it the ranks' last lines are printed
 
 
-def _set_up_ray_train() -> None:
+def _set_up_ray() -> None:
+    os.environ.setdefault("RAY_task_oom_retries", "3")  # of a task that was killed for memory; Ray's own is for ever
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon a rank that died is missed

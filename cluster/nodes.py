@@ -81,6 +81,11 @@ def free_nodes(placement: Placement, with_gpus: bool = False) -> list[dict[str, 
     return _answering(_fitting_nodes(placement, with_gpus))
 
 
+def any_node(placement: Placement) -> bool:
+    """Whether any node is there that holds its ranks, busy or not."""
+    return bool(_fitting_nodes(placement, free=False))
+
+
 def room(placement: Placement) -> int:
     """How many groups of ranks of this placement the nodes that are free now hold beside each other."""
     left = ray._private.state.available_resources_per_node()
@@ -171,7 +176,7 @@ def _any_busy() -> bool:
     return any(free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0) for node in _alive_nodes())
 
 
-def _fitting_nodes(placement: Placement, with_gpus: bool, free: bool = True) -> list[dict[str, Any]]:
+def _fitting_nodes(placement: Placement, with_gpus: bool = False, free: bool = True) -> list[dict[str, Any]]:
     """Nodes with room for their ranks, or with `free=False` those that have it when nothing else runs there."""
     left = ray._private.state.available_resources_per_node() if free else {}
     gpu_nodes = _gpu_nodes()

@@ -83,13 +83,11 @@ def served(app: serve.Application, host: str, port: int, cpus: int) -> Iterator[
     _check_free(host, port)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level="WARNING", log_to_driver=True)
     try:
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
+        logs = LoggingConfig(log_level="WARNING", enable_access_log=False)  # or each request would be told
+        options = HTTPOptions(host=host, port=port)
+        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=logs)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.run(app, name=APP)
+        serve.run(app, name=APP, logging_config=logs)
         yield
     finally:
         serve.shutdown()

@@ -4,6 +4,7 @@ An item whose process or node is lost is done again, elsewhere if need be, three
 reason not to do the others.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -14,13 +15,14 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import FINAL
+from cluster.errors import FINAL, InputError
 from cluster.launch import connected
-from cluster.nodes import Group, free_nodes, wait_for_nodes
+from cluster.nodes import Group, any_node, free_nodes, wait_for_nodes
 from cluster.placement import Placement
 
 AT_ONCE = 2  # items for each GPU, or each node without one: one is read or written while the other is computed
 RETRIES = 3
+LOOK_S = 10.0  # how often it is looked whether any node is left
 _T = TypeVar("_T")
 _Work = Callable[[Any], Any]
 
@@ -29,7 +31,8 @@ def for_each(make: Callable[[], _Work], items: Iterable[_T], placement: Placemen
     """Each item, in the order in which they are done, with what `make()(item)` returns for it.
 
     `make` is called once in each process. An item that cannot be done in spite of retries comes with Ray's error; what
-    the function raises by itself ends everything. Raises InputError where the cluster stays too small.
+    the function raises by itself ends everything. Raises InputError where the cluster stays too small, or loses all of
+    its nodes, for `wait_s`.
     """
     with connected():
         group, nodes = _nodes(placement)
@@ -41,7 +44,7 @@ def for_each(make: Callable[[], _Work], items: Iterable[_T], placement: Placemen
                 running[_start(shared, item, group, node)] = item, node
             if not running:
                 return
-            (task,), _ = ray.wait(list(running))
+            task = _next_done(list(running), placement)
             item, node = running.pop(task)
             slots.append(node)
             yield item, _outcome(task)
@@ -79,6 +82,25 @@ def _do(shared: list[ray.ObjectRef], item: Any, cpus: int) -> Any:
 @lru_cache(maxsize=1)
 def _made(shared: ray.ObjectRef) -> _Work:
     return ray.get(shared)()
+
+
+def _next_done(running: list[ray.ObjectRef], placement: Placement) -> ray.ObjectRef:
+    """A task that has ended. Nodes that are lost are waited for as at the start; others are no reason to wait here."""
+    alone_since, told = time.monotonic(), False
+    while True:
+        done, _ = ray.wait(running, timeout=LOOK_S)
+        if done:
+            return done[0]
+        now = time.monotonic()
+        if any_node(placement):
+            alone_since, told = now, False
+        elif now - alone_since > placement.wait_s:
+            raise InputError(
+                f"no node has been there for {placement.wait_s:.0f} s; the same command goes on (--wait-s)"
+            )
+        elif not told:
+            print("waiting for nodes: none is there; add some", flush=True)
+            told = True
 
 
 def _outcome(task: ray.ObjectRef) -> Any:

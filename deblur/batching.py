@@ -60,18 +60,24 @@ class Batcher:
             future.cancel()
 
     def _work(self) -> None:
-        while batch := self._next():
-            self.busy_since = time.monotonic()
-            try:
-                self._compute(batch)
-            except Exception as error:
-                if isinstance(error, torch.AcceleratorError):
-                    self.failure = error
-                _log.exception("a batch of %d pieces failed", len(batch))
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-            self.busy_since = None
+        while self._compute_next():
+            """Nothing is kept of a batch while the next is waited for."""
+
+    def _compute_next(self) -> bool:
+        """Computes a batch; False at the end."""
+        batch = self._next()
+        self.busy_since = time.monotonic()
+        try:
+            self._compute(batch)
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError):
+                self.failure = error
+            _log.exception("a batch of %d pieces failed", len(batch))
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error.with_traceback(None))
+        self.busy_since = None
+        return bool(batch)
 
     def _next(self) -> list[tuple[Piece, Future[Tensor]]]:
         """The piece that has waited longest, and those of its kind; waits for one. Empty when closed."""
@@ -89,11 +95,13 @@ class Batcher:
                     return batch
 
     def _compute(self, batch: list[tuple[Piece, Future[Tensor]]]) -> None:
+        if not batch:
+            return
         try:
             results = self._run([piece for piece, _ in batch])
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                batch[0][1].set_exception(error)
+                batch[0][1].set_exception(error.with_traceback(None))  # its frames hold the activations alive
                 return
             results = None
         if results is None:  # after the handler: the error holds the memory

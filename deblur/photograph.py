@@ -39,7 +39,7 @@ def read_photograph(data: bytes, name: str) -> Photograph:
     if picture.mode in ("I", "F"):
         raise InputError(f"{name}: holds {picture.mode} values of 32 bits, no photograph; convert it to 8 or 16 bits")
     try:
-        return _photograph(PIL.ImageOps.exif_transpose(picture))
+        return _photograph(_upright(picture))
     except Exception as error:
         raise InputError(f"{name}: does not decode ({error}); replace or remove it") from error
 
@@ -50,12 +50,29 @@ def _photograph(picture: PIL.Image.Image) -> Photograph:
         picture = _in_srgb(picture)
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I;16"):
-        # By hand: Pillow clips at 255 in some versions and takes the high byte in others.
-        values = np.asarray(picture).astype(np.float32) / 257
-        picture = PIL.Image.fromarray(values.round().astype(np.uint8))
+        picture = _eight_bits(picture)
     alpha = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
     pixels = np.array(picture.convert("RGBA" if alpha is not None else "RGB"))[..., :3]
     return Photograph(pixels=pixels, alpha=alpha, grey=grey, profile=profile)
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    picture.load()  # what does not decode is not to be taken for broken EXIF
+    try:
+        return PIL.ImageOps.exif_transpose(picture)
+    except Exception:  # its pixels are whole; damaged EXIF raises a dozen kinds
+        return picture
+
+
+def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey of 16 bits in 8, with alpha where one of its values means clear."""
+    # By hand: Pillow clips at 255 in some versions and takes the high byte in others.
+    values = np.asarray(picture).astype(np.float32)
+    grey = PIL.Image.fromarray((values / 257).round().astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if clear is not None:
+        grey.putalpha(PIL.Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _in_srgb(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cluster.errors import InputError, one_line_errors
+from cluster.errors import FINAL, InputError, one_line_errors
 from cluster.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.check import reached_by
@@ -51,7 +51,7 @@ class Settings:
     tile: int = 0
     """Work in tiles of so many pixels a side; 0 does where a photograph is large or memory short."""
     overwrite: bool = False
-    """Restore again what is in --out already."""
+    """Remove what is in --out already, and restore it again."""
     nodes: int | None = None
     """Machines of a Ray cluster, with all their GPUs; else this process does it."""
     wait_s: float = 600.0
@@ -98,6 +98,10 @@ def work_of(model: bytes, settings: Settings) -> Work:
             return str(error)
         except torch.OutOfMemoryError:
             return f"{photo.place}: no GPU memory for one tile; choose a smaller --tile, or --device cpu"
+        except (*FINAL, torch.AcceleratorError):  # would befall the others, too
+            raise
+        except Exception as error:  # one odd photograph among millions is no reason not to do the others
+            return f"{photo.place}: cannot be restored ({type(error).__name__}: {error})"
         return ""
 
     return work
@@ -118,7 +122,7 @@ def plan(inputs: Sequence[str], out: str) -> list[Photo]:
     if not inputs:
         raise InputError("nothing to restore: name photographs, or folders of them")
     targets: dict[str, Photo] = {}
-    for photo in _found(inputs):
+    for photo in _found(inputs, out):
         other = targets.setdefault(photo.target, photo)
         if other.place != photo.place:
             both = join(out, photo.target)
@@ -132,13 +136,13 @@ def plan(inputs: Sequence[str], out: str) -> list[Photo]:
     return list(targets.values())
 
 
-def _found(inputs: Sequence[str]) -> Iterator[Photo]:
-    """Each photograph and its place below --out."""
+def _found(inputs: Sequence[str], out: str) -> Iterator[Photo]:
+    """Each photograph and its place below `out`."""
     for given in inputs:
         is_photo = PurePosixPath(given).suffix.lower() in SUFFIXES
         is_url = "://" in given
         if Path(given).is_dir() or (is_url and not is_photo):
-            inside = [key for key in open_store(given).list() if _is_photo(key)]
+            inside = [key for key in open_store(given).list() if _is_photo(key) and not _is_made(given, key, out)]
             if not inside:
                 raise InputError(f"{given}: no photograph in this folder; looked for {', '.join(SUFFIXES)}")
             yield from (Photo(absolute(given), key, key) for key in inside)
@@ -155,6 +159,12 @@ def _is_photo(key: str) -> bool:
     return PurePosixPath(key).suffix.lower() in SUFFIXES
 
 
+def _is_made(folder: str, name: str, out: str) -> bool:
+    """Whether it is one of the restored ones, in an `out` inside the folder of the inputs."""
+    inputs, restored = (f"{_place(root, '').rstrip('/')}/" for root in (folder, out))
+    return restored != inputs and restored.startswith(inputs) and _place(folder, name).startswith(restored)
+
+
 def _place(folder: str, name: str) -> str:
     """One name for a file or object, however it is reached."""
     return join(folder, name) if "://" in folder else str((Path(folder) / name).resolve())
@@ -163,19 +173,26 @@ def _place(folder: str, name: str) -> str:
 def left_to_do(photos: Sequence[Photo], out: Store, model: bytes, settings: Settings) -> list[Photo]:
     """Those that are not in `out` yet.
 
-    Raises InputError where what is there was made by another model: it would be taken for this one's.
+    Raises InputError where what is there was not made by this model: it would be taken for this one's.
     """
     wanted = json.dumps({"generator": hashlib.sha256(model).hexdigest(), "tile": settings.tile}).encode()
+    there = set(out.list())
     if settings.overwrite:
+        for photo in photos:
+            if photo.target in there:
+                out.delete(photo.target)
         out.put(MADE_BY, wanted)
         return list(photos)
+    left = [photo for photo in photos if photo.target not in there]
+    if len(left) < len(photos) and MADE_BY not in there:
+        raise InputError(f"{out.url}: holds photographs of these names that were not restored; choose another --out")
     if not out.create(MADE_BY, wanted):
         raise InputError(
             f"{out.url}: holds photographs restored by another model or in other tiles ({MADE_BY}); choose another "
-            "--out, or --overwrite"
+            "--out, or --overwrite. (A run in training has another model with each checkpoint: name one "
+            "generator.safetensors of it)"
         )
-    there = set(out.list())
-    return [photo for photo in photos if photo.target not in there]
+    return left
 
 
 def restore(photos: Sequence[Photo], model: bytes, settings: Settings) -> list[str]:

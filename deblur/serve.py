@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import time
@@ -83,7 +84,9 @@ def web(model: str, device: str, max_megapixels: float, metrics_port: int) -> "W
         max_pixels=int(max_megapixels * 1e6),
         max_bytes=Limits.of_environment().body_bytes,
     )
-    _as_long_as_the_process.enter_context(exporter.served(numbers, "0.0.0.0", metrics_port, 1, own_port_s=0))
+    # The port before is a driver's, where one trains on this machine.
+    first_port = metrics_port and metrics_port + 1
+    _as_long_as_the_process.enter_context(exporter.served(numbers, "0.0.0.0", first_port, own_port_s=0))
     return made
 
 
@@ -128,7 +131,7 @@ def _serve(settings: Settings) -> None:
         max_megapixels=settings.max_megapixels,
         metrics_port=settings.metrics_port,
     )
-    app = _application(service, cpus=max(1, cpus // replicas), gpus=min(1, gpus / replicas))
+    app = _application(service, cpus=max(1, cpus // replicas), gpus=1 / math.ceil(replicas / gpus) if gpus else 0)
     with contextlib.suppress(KeyboardInterrupt), served(app, settings.host, settings.port, max(cpus, replicas)):
         for number in (signal.SIGTERM, signal.SIGINT):  # Ray has its own for the first; a script may ignore the second
             signal.signal(number, signal.default_int_handler)

@@ -59,7 +59,7 @@ def _results(runner: PieceRunner, pieces: list[Piece]) -> list[Tensor] | torch.O
     try:
         return [runner.run([piece])[0] for piece in pieces]
     except torch.OutOfMemoryError as error:
-        return error
+        return error.with_traceback(None)  # its frames hold the activations alive
 
 
 Steps = Generator[list[Piece], list[Tensor], np.ndarray]
@@ -83,7 +83,7 @@ def restoring(picture: np.ndarray, has_statistics: bool, *, max_pixels: int = MA
             return _as_picture(whole)
         except torch.OutOfMemoryError:
             log.warning("no GPU memory for %d x %d pixels at once", width, height)
-        torch.cuda.empty_cache()  # after the handler: the error holds the activations alive
+        torch.cuda.empty_cache()
     log.info("%dx%d is restored in tiles of %d pixels", width, height, tile)
     return _as_picture((yield from restoring_tiled(picture, has_statistics, tile=tile)))
 
@@ -111,7 +111,7 @@ def restoring_tiled(
     for y, row_weight in zip(rows, row_weights, strict=True):  # a row at a time: results are four times the pixels
         pieces = yield [Piece(pixels=picture[y, x], statistics=statistics) for x in columns]
         for x, column_weight, piece in zip(columns, column_weights, pieces, strict=True):
-            restored[..., y, x] += piece * row_weight[y, None] * column_weight[x]
+            restored[..., y, x] += piece * row_weight[:, None] * column_weight
     return restored
 
 
@@ -149,15 +149,17 @@ def _cuts(length: int, tile: int) -> list[slice]:
     return [slice(*ends) for ends in itertools.pairwise([*starts, length])]
 
 
-def ramps(pieces: list[slice], margin: int) -> Tensor:
-    """Weight of each piece at each pixel of the axis, float32 [pieces, length]; each pixel's weights sum to one."""
+def ramps(pieces: list[slice], margin: int) -> list[Tensor]:
+    """Weights of each piece at its own pixels, float32; those of all pieces at a pixel of the axis sum to one."""
     length = pieces[-1].stop
-    position = torch.arange(length) + 0.5
-    weights = torch.zeros(len(pieces), length)
-    for weight, piece in zip(weights, pieces, strict=True):
-        inside = weight[piece].fill_(1)
+    total, weights = torch.zeros(length), []
+    for piece in pieces:
+        position = torch.arange(piece.start, piece.stop) + 0.5
+        weight = torch.ones(len(position))
         if piece.start > 0:
-            inside *= ((position[piece] - piece.start - margin) / RAMP).clamp(0, 1)
+            weight *= ((position - piece.start - margin) / RAMP).clamp(0, 1)
         if piece.stop < length:
-            inside *= ((piece.stop - margin - position[piece]) / RAMP).clamp(0, 1)
-    return weights / weights.sum(dim=0)
+            weight *= ((piece.stop - margin - position) / RAMP).clamp(0, 1)
+        total[piece] += weight
+        weights.append(weight)
+    return [weight / total[piece] for weight, piece in zip(weights, pieces, strict=True)]

@@ -183,7 +183,9 @@ async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
-        await asyncio.wait([thread])
+        while not thread.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([thread])
         raise
 
 

@@ -7,15 +7,12 @@ compared with what the ranks themselves wrote down.
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,42 +25,11 @@ from deblur.telemetry import TABLE
 from tests.clusters import two_nodes
 from tests.datasets import write_dataset
 from tests.k8s.queries import annotations, expressions
+from tests.prometheus import MONITORING, Prometheus, wait_until, watching
 
-MONITORING = Path(__file__).parents[1] / "k8s/monitoring"
 WINDOW_S = 20
 # Without a GPU there is no memory of one.
 EMPTY_WITHOUT_GPU = "deblur_device_memory_bytes"
-
-
-class Prometheus:
-    """The API of a server."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def ready(self) -> bool:
-        """Whether it answers queries; a server that starts refuses connections, then says 503."""
-        try:
-            return bool(urllib.request.urlopen(f"{self.url}/-/ready", timeout=5).status == 200)
-        except OSError:  # urllib's errors are all of this kind
-            return False
-
-    def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The series of an instant query. Raises AssertionError where the server does not take it."""
-        values = {"query": expression} | ({"time": str(at)} if at else {})
-        try:
-            answer = urllib.request.urlopen(f"{self.url}/api/v1/query?{urllib.parse.urlencode(values)}", timeout=30)
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{expression}: {error.read().decode()}") from error
-        result = json.load(answer)["data"]["result"]
-        assert isinstance(result, list), expression
-        return result
-
-    def value(self, expression: str, at: float | None = None) -> float | None:
-        """The value of a query of one series; None where it has none."""
-        found = self.ask(expression, at)
-        assert len(found) <= 1, found
-        return float(found[0]["value"][1]) if found else None
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +42,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def prometheus(bench: Bench) -> Iterator[Prometheus]:
-    """Started as `make monitor` does, before the run has begun."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, MONITORING / "local.py", join(bench.folder, "seen"), "--port", str(port)]
-    with subprocess.Popen([*command, "--scrape-s", "1"]) as process:
-        prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        try:
-            wait_until(prometheus.ready)
-            yield prometheus
-        finally:
-            process.send_signal(signal.SIGINT)  # Popen's own end waits for a process that nobody told to go
-        assert process.wait(30) == 0
+    """Started before the run has begun."""
+    with watching(join(bench.folder, "seen")) as prometheus:
+        yield prometheus
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +57,7 @@ def job(bench: Bench, prometheus: Prometheus) -> str:
     return job
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.3)
-
-
+# deblur-service shows no run; tests/test_service_monitoring.py asks its queries.
 @pytest.mark.parametrize("name", ["deblur-training", "deblur-search"])
 def test_every_panel_has_data(prometheus: Prometheus, job: str, name: str) -> None:
     dashboard = json.loads((MONITORING / f"{name}.json").read_text())

@@ -250,6 +250,7 @@ def test_a_cut_upload_disturbs_nobody(service: str) -> None:
 
 def test_a_client_that_leaves_is_forgotten(service: str) -> None:
     data = encoded(picture(0, 1500, 1500), "JPEG")
+    before = metrics(service)["deblur_service_pixels_total"]
     with connection(service) as opened:
         opened.sendall(b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
         time.sleep(0.3)
@@ -257,6 +258,7 @@ def test_a_client_that_leaves_is_forgotten(service: str) -> None:
     while metrics(service)["deblur_service_running"]:
         assert time.monotonic() < until
         time.sleep(0.1)
+    assert metrics(service)["deblur_service_pixels_total"] == before
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The gate before services of all kinds, over real HTTP: good ones, lost ones, slow ones; within limits or not."""
 
 import asyncio
+import contextlib
 import http.client
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -43,13 +45,33 @@ async def swallow(scope: Message, receive: Receive, send: Send) -> None:
         await asyncio.sleep(60)
 
 
+async def cut(scope: Message, receive: Receive, send: Send) -> None:
+    """As when a replica dies in the middle of its answer."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"half of", "more_body": True})
+    raise RuntimeError("an accident")
+
+
+async def large(scope: Message, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+async def tell_headers(scope: Message, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b" ".join(sorted(name for name, _ in scope["headers"]))})
+
+
+LARGE = 20_000_000
+
+
 @contextmanager
 def gated(app: Application, **limits: float) -> Iterator[int]:
     """The port of a server with a gate before the app."""
     before = Gate(app, Limits(**limits))
     with listening(before) as port:
         yield port
-    assert before._held == 0
+    assert before.held_bytes == 0
 
 
 def post(port: int, body: bytes, path: str = "/") -> tuple[int, bytes, http.client.HTTPMessage]:
@@ -63,7 +85,7 @@ def test_a_body_passes_whole_and_so_does_the_answer() -> None:
         assert post(port, b"")[:2] == (200, b"")
 
 
-@pytest.mark.parametrize("app", [crash, lose])
+@pytest.mark.parametrize("app", [crash, lose, cut])
 def test_what_is_lost_behind_the_gate_may_be_sent_again(app: Application) -> None:
     with gated(app, retry_after_s=7) as port:
         status, sentence, headers = post(port, b"x")
@@ -112,10 +134,42 @@ def test_an_upload_that_stops_is_ended_and_one_that_is_broken_off_forgotten() ->
         assert post(port, b"x")[0] == 200
 
 
+def test_an_answer_that_nobody_reads_is_held_for_so_long_and_counted() -> None:
+    before = Gate(large, Limits(download_s=0.5))
+    with listening(before) as port:
+        assert ask(port, "GET", "/")[1] == bytes(LARGE)
+        with socket.create_connection(("127.0.0.1", port)) as opened:
+            opened.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            until = time.monotonic() + 20
+            while before.held_bytes < LARGE:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            while before.held_bytes:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            received = 0
+            while chunk := opened.recv(1 << 20):
+                received += len(chunk)
+            assert 0 < received < LARGE  # the connection was cut
+
+
+def test_clients_give_the_proxy_no_orders() -> None:
+    with gated(tell_headers) as port, contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as opened:
+        opened.putrequest("GET", "/", skip_host=True, skip_accept_encoding=True)
+        opened.putheader("Accept", "image/png")
+        opened.putheader("X-Request-Timeout-Seconds", "-1")
+        opened.putheader("serve_multiplexed_model_id", "x")
+        opened.putheader("X-Strange", b"\xff")
+        opened.putheader("Host", "x")
+        opened.endheaders()
+        assert opened.getresponse().read() == b"accept host"
+
+
 def test_the_proxys_own_health_is_asked_past_the_gate() -> None:
-    with gated(echo, body_bytes=10, held_bytes=10) as port:
+    with gated(echo, body_bytes=7, held_bytes=7) as port:
         status, body, _ = post(port, bytes(8), path="/-/healthz")
         assert (status, body) == (200, bytes(8))
+        assert post(port, bytes(8), path="/-/healthz/x")[0] == 413
 
 
 def test_limits_are_variables_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

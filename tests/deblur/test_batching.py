@@ -1,6 +1,8 @@
 """Batches: which pieces go together, and that each gets its own result whatever befalls the others."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 
@@ -81,6 +83,24 @@ def test_a_piece_for_which_there_is_no_memory_at_all_hears_of_it() -> None:
     device = Device(at_once=0)
     found = submitted_while_busy(device, Batcher(device.run), [piece(1)])
     assert [type(each) for each in found] == [torch.OutOfMemoryError] * 2
+
+
+def test_what_a_device_had_no_memory_for_is_let_go() -> None:
+    """On a full GPU what follows needs its memory."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def run(pieces: Sequence[Piece]) -> list[Tensor]:
+        activations = torch.zeros(5)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        error = Batcher(run).submit(piece(0)).exception(10)
+        assert isinstance(error, torch.OutOfMemoryError)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_is_that_of_its_batch_and_not_of_the_next() -> None:

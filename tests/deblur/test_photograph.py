@@ -108,3 +108,19 @@ def test_a_profile_of_greys_is_not_given_to_the_rgb_that_webp_makes_of_them() ->
     for suffix, profile in ((".png", b"a profile"), (".jpg", b"a profile"), (".webp", None)):
         written = PIL.Image.open(io.BytesIO(write_photograph(found, picture(0, 5, 6), "photo", suffix)))
         assert written.info.get("icc_profile") == profile
+
+
+def test_clear_grey_of_sixteen_bits_stays_clear() -> None:
+    values = np.array([[0, 1000, 65535], [1000, 257, 1000]], np.uint16)
+    data = io.BytesIO()
+    PIL.Image.fromarray(values).save(data, "PNG", transparency=1000)
+    found = read_photograph(data.getvalue(), "photo")
+    assert found.grey
+    assert np.array_equal(found.alpha, np.where(values == 1000, 0, 255))
+    assert np.array_equal(found.pixels[..., 0], [[0, 4, 255], [4, 1, 4]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_is_no_reason_to_refuse_whole_pixels(kind: str) -> None:
+    found = read(PIL.Image.fromarray(picture(0, 20, 30)), kind, exif=b"Exif\0\0no exif at all")
+    assert found.pixels.shape == (20, 30, 3)

@@ -252,9 +252,11 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_output_folder_within_the_inputs_is_not_restored_again(tmp_path: Path) -> None:
-    touched(tmp_path, "in/x.png", "in/out/x.png")  # the second one of an earlier run
+    touched(tmp_path, "in/x.png", "in/out/x.png", "in/outside.png")  # the second one of an earlier run
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    for out in ("in/out", "link", "in/out/.."):
+    for out in ("in/out", "link/out", "in/../in/out/"):
+        assert [photo.target for photo in plan([str(tmp_path / "in")], str(tmp_path / out))] == ["outside.png", "x.png"]
+    for out in ("link", "in/out/.."):
         with pytest.raises(InputError, match=r"x\.png is an input and would be overwritten"):
             plan([str(tmp_path / "in")], str(tmp_path / out))
 
@@ -325,6 +327,56 @@ def test_what_another_model_made_is_neither_mixed_with_nor_taken_for_this_ones(
     assert "restored by another model" in capsys.readouterr().err
     run_command(monkeypatch, *command, tmp_path / "new.safetensors", "--overwrite")
     assert (tmp_path / "out" / "a.png").read_bytes() != old
+
+
+def test_an_overwriting_that_is_interrupted_leaves_nothing_of_the_other_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old.safetensors").write_bytes(weights_of(RECIPE, 1))
+    (tmp_path / "new.safetensors").write_bytes(weights_of(RECIPE, 2))
+    for name in ("a.png", "b.png"):
+        PIL.Image.fromarray(picture(1, 20, 30)).save(tmp_path / name)
+    command = [tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out", "--model"]
+    run_command(monkeypatch, *command, tmp_path / "old.safetensors")
+    old = (tmp_path / "out" / "b.png").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "restore", lambda *_: sys.exit(130))
+        with pytest.raises(SystemExit, match="130"):
+            run_command(monkeypatch, *command, tmp_path / "new.safetensors", "--overwrite")
+    run_command(monkeypatch, *command, tmp_path / "new.safetensors")
+    assert (tmp_path / "out" / "b.png").read_bytes() != old
+
+
+def test_photographs_that_were_not_restored_are_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.safetensors").write_bytes(weights_of(RECIPE))
+    touched(tmp_path, "out/a.png", "out/other.png")
+    PIL.Image.fromarray(picture(1, 20, 30)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, tmp_path / "a.png", "--out", tmp_path / "out", "--model", tmp_path / "m.safetensors")
+    assert "holds photographs of these names that were not restored" in capsys.readouterr().err
+
+
+def test_a_photograph_with_which_something_unforeseen_happens_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.safetensors").write_bytes(weights_of(RECIPE))
+    for name, width in (("a.png", 30), ("b.png", 31)):
+        PIL.Image.fromarray(picture(1, 20, width)).save(tmp_path / name)
+    plain = restore.restore_picture
+
+    def unforeseen(generator: object, pixels: np.ndarray, **options: object) -> np.ndarray:
+        if pixels.shape[1] == 30:
+            raise RuntimeError("not enough memory: you tried to allocate 5 bytes")
+        return plain(generator, pixels, **options)
+
+    monkeypatch.setattr(restore, "restore_picture", unforeseen)
+    inputs = [tmp_path / "a.png", tmp_path / "b.png"]
+    with pytest.raises(SystemExit, match="1"):
+        run_command(monkeypatch, *inputs, "--out", tmp_path / "out", "--model", tmp_path / "m.safetensors")
+    assert "a.png: cannot be restored (RuntimeError: not enough memory" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.png").exists()
 
 
 def test_the_recipe_of_a_file_is_plain_json() -> None:

@@ -1,0 +1,79 @@
+"""A function for each of many items on real nodes: what dies is done again, what cannot be done stops nobody."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import RayError
+
+from cluster import tasks
+from cluster.errors import InputError
+from cluster.local import Settings, local_cluster
+from cluster.placement import Placement
+from cluster.tasks import for_each
+
+
+def maker(folder: Path) -> Callable[[int], str]:
+    """Notes each process and each attempt; item 2 kills its process once, item 3 always, item 4 is refused."""
+    (folder / f"process-{os.getpid()}").touch()
+
+    def work(item: int) -> str:
+        attempts = len(list(folder.glob(f"{item}-*"))) + 1
+        (folder / f"{item}-{attempts}").touch()
+        if item == 3 or (item == 2 and attempts == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == 4:
+            raise InputError("4: is no even number of legs")
+        return f"{item} done"
+
+    return work
+
+
+@pytest.fixture
+def cluster() -> None:
+    """A node of two CPUs, to which this process is connected."""
+    with local_cluster(Settings(nodes=1, cpus_per_node=2)) as started, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", started.ray)
+        yield started
+        ray.shutdown()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_items_whose_processes_die_are_done_again_and_one_that_kills_them_all_is_given_up(
+    cluster: object, tmp_path: Path
+) -> None:
+    outcomes = dict(for_each(partial(maker, tmp_path), [0, 1, 2, 3, 5, 6, 7, 8], Placement(nodes=1)))
+    failed = outcomes.pop(3)
+    assert isinstance(failed, RayError)
+    assert outcomes == {item: f"{item} done" for item in (0, 1, 2, 5, 6, 7, 8)}
+    attempts = {item: len(list(tmp_path.glob(f"{item}-*"))) for item in (0, 2, 3, 8)}
+    assert attempts == {0: 1, 2: 2, 3: 1 + tasks.RETRIES, 8: 1}
+    # Made once in a process: two at the same time, and one more for each that was killed.
+    assert len(list(tmp_path.glob("process-*"))) <= 2 + 1 + 1 + tasks.RETRIES
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_what_the_function_raises_itself_ends_all(cluster: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="4: is no even number of legs"):
+        list(for_each(partial(maker, tmp_path), [0, 4], Placement(nodes=1)))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_the_loss_of_all_nodes_is_said_and_waited_for_only_so_long(
+    cluster: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "LOOK_S", 1.0)
+    outcomes = for_each(lambda: time.sleep, [0, 600], Placement(nodes=1, wait_s=5))
+    assert next(outcomes)[0] == 0
+    cluster.nodes[0].kill()
+    with pytest.raises(InputError, match="no node has been there for 5 s; the same command goes on"):
+        next(outcomes)
+    assert "waiting for nodes: none is there" in capsys.readouterr().out
