@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.command import option, run
 from benchmarks.restore import generator_of, picture_of
 from benchmarks.timing import in_turns, pick_device
-from deblur.batching import Batcher
+from deblur.batching import Batcher, most_pixels
 from deblur.data import pictures
 from deblur.pieces import Piece, PieceRunner
 from deblur.tiles import MAX_PIXELS
@@ -48,7 +48,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     device = pick_device()
     generator, picture = generator_of(settings.recipe, device), picture_of((settings.width, settings.height))
     with (
-        closing(Batcher(PieceRunner(generator, device).run)) as batched,
+        closing(Batcher(PieceRunner(generator, device).run, most_pixels(device))) as batched,
         closing(Batcher(PieceRunner(generator, device).run, max_pixels=1)) as alone,
         _posting(generator, device, picture, settings.http) as post,
     ):

@@ -17,14 +17,22 @@ from torch import Tensor
 from deblur.pieces import Piece
 from deblur.tiles import MAX_PIXELS
 
+# On CPUs a piece of 256x256 keeps the cores busy, and more of them in a batch only leave the caches
+# (benchmarks/README.md).
+MAX_CPU_PIXELS = 256 * 256
 _log = logging.getLogger(__name__)
 Run = Callable[[Sequence[Piece]], list[Tensor]]
+
+
+def most_pixels(device: torch.device | str) -> int:
+    """Of a batch on that device."""
+    return MAX_CPU_PIXELS if torch.device(device).type == "cpu" else MAX_PIXELS
 
 
 class Batcher:
     """Gives pieces to a device, from any thread."""
 
-    def __init__(self, run: Run, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, run: Run, max_pixels: int) -> None:
         """`run` is called in a thread of the batcher's, with pieces of one kind and of `max_pixels` together at most.
 
         A single piece may have more. What `run` raises comes out of each piece of the batch; but out of memory, pieces

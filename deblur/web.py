@@ -23,7 +23,7 @@ from torch import nn
 
 from cluster.errors import InputError
 from cluster.exporter import Numbers
-from deblur.batching import Batcher
+from deblur.batching import Batcher, most_pixels
 from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
 from deblur.media import SUFFIXES, TYPES, NotAcceptable, answer_type
 from deblur.photograph import read_photograph, write_photograph
@@ -66,7 +66,7 @@ class Web:
         max_bytes   of one picture, for the page to say; who stands before the app keeps to it (cluster/gate.py)
         """
         self._runner = PieceRunner(generator, device)
-        self._batcher = Batcher(self._runner.run)
+        self._batcher = Batcher(self._runner.run, most_pixels(device))
         self._room, self._max_pixels, self._max_bytes = Room(max_pixels), max_pixels, max_bytes
         self._numbers, self._running = numbers, 0
         numbers.live = self._live

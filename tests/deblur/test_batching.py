@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from deblur.batching import Batcher
+from deblur.batching import Batcher, most_pixels
 from deblur.pieces import Piece
+from deblur.tiles import MAX_PIXELS
 
 
 def piece(value: int, height: int = 4, width: int = 4, measured: bool = False) -> Piece:
@@ -52,13 +53,13 @@ def submitted_while_busy(device: Device, batcher: Batcher, pieces: list[Piece]) 
 def test_a_piece_that_comes_alone_goes_at_once() -> None:
     device = Device()
     device.go.set()
-    assert Batcher(device.run).submit(piece(7)).result(10) == 7
+    assert Batcher(device.run, 10**6).submit(piece(7)).result(10) == 7
     assert device.batches == [[7]]
 
 
 def test_what_waits_goes_together_with_its_kind_oldest_first() -> None:
     device = Device()
-    batcher = Batcher(device.run)
+    batcher = Batcher(device.run, 10**6)
     pieces = [piece(1), piece(2, 5, 4), piece(3), piece(4, measured=True), piece(5, 5, 4), piece(6)]
     assert submitted_while_busy(device, batcher, pieces) == list(range(7))
     assert device.batches == [[0], [1, 3, 6], [2, 5], [4]]
@@ -75,13 +76,13 @@ def test_a_batch_has_so_many_pixels_at_most_but_one_piece_always_goes() -> None:
 
 def test_pieces_for_which_there_is_no_memory_together_are_computed_alone() -> None:
     device = Device(at_once=1)
-    assert submitted_while_busy(device, Batcher(device.run), [piece(1), piece(2)]) == [0, 1, 2]
+    assert submitted_while_busy(device, Batcher(device.run, 10**6), [piece(1), piece(2)]) == [0, 1, 2]
     assert device.batches == [[0], [1], [2]]
 
 
 def test_a_piece_for_which_there_is_no_memory_at_all_hears_of_it() -> None:
     device = Device(at_once=0)
-    found = submitted_while_busy(device, Batcher(device.run), [piece(1)])
+    found = submitted_while_busy(device, Batcher(device.run, 10**6), [piece(1)])
     assert [type(each) for each in found] == [torch.OutOfMemoryError] * 2
 
 
@@ -96,7 +97,7 @@ def test_what_a_device_had_no_memory_for_is_let_go() -> None:
 
     gc.disable()
     try:
-        error = Batcher(run).submit(piece(0)).exception(10)
+        error = Batcher(run, 10**6).submit(piece(0)).exception(10)
         assert isinstance(error, torch.OutOfMemoryError)
         assert held[0]() is None
     finally:
@@ -105,7 +106,7 @@ def test_what_a_device_had_no_memory_for_is_let_go() -> None:
 
 def test_an_error_is_that_of_its_batch_and_not_of_the_next() -> None:
     device = Device()
-    batcher = Batcher(device.run)
+    batcher = Batcher(device.run, 10**6)
     found = submitted_while_busy(device, batcher, [piece(13), piece(1), piece(2, 5, 5)])
     assert [type(each) for each in found] == [int, ValueError, ValueError, int]
     assert batcher.failure is None
@@ -115,14 +116,14 @@ def test_a_device_that_is_of_no_use_any_more_is_remembered() -> None:
     def run(pieces: Sequence[Piece]) -> list[Tensor]:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    batcher = Batcher(run)
+    batcher = Batcher(run, 10**6)
     assert isinstance(batcher.submit(piece(0)).exception(10), torch.AcceleratorError)
     assert isinstance(batcher.failure, torch.AcceleratorError)
 
 
 def test_a_cancelled_piece_is_not_computed() -> None:
     device = Device()
-    batcher = Batcher(device.run)
+    batcher = Batcher(device.run, 10**6)
     first = batcher.submit(piece(0))
     device.started.wait(10)
     left, stays = batcher.submit(piece(1)), batcher.submit(piece(2))
@@ -134,7 +135,7 @@ def test_a_cancelled_piece_is_not_computed() -> None:
 
 def test_at_the_end_nobody_is_left_waiting() -> None:
     device = Device()
-    batcher = Batcher(device.run)
+    batcher = Batcher(device.run, 10**6)
     batcher.submit(piece(0))
     device.started.wait(10)
     late = batcher.submit(piece(1))
@@ -142,3 +143,7 @@ def test_at_the_end_nobody_is_left_waiting() -> None:
     batcher.close()
     with pytest.raises(CancelledError):
         late.result(10)
+
+
+def test_a_batch_on_cpus_is_no_larger_than_what_keeps_them_busy() -> None:
+    assert most_pixels("cpu") < most_pixels("cuda:1") == MAX_PIXELS
