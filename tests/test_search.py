@@ -89,7 +89,7 @@ def test_a_search_whose_driver_is_killed_goes_on_and_what_it_finds_is_found_agai
     assert Run(str(runs / "again")).read_metrics()[-1]["validation_psnr"] == best["validation_psnr"]
 
 
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_trials_of_two_nodes_share_four_and_one_that_loses_a_rank_goes_on(tmp_path: Path) -> None:
     dataset = write_dataset(open_store(tmp_path / "data"), train=43)

@@ -3,17 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-import ray
 from ray.exceptions import RayError
 
 from cluster import tasks
 from cluster.errors import InputError
-from cluster.local import Settings, local_cluster
+from cluster.local import LocalCluster, Settings, local_cluster
 from cluster.placement import Placement
 from cluster.tasks import for_each
 
@@ -34,19 +33,18 @@ def maker(folder: Path) -> Callable[[int], str]:
     return work
 
 
-@pytest.fixture
-def cluster() -> None:
-    """A node of two CPUs, to which this process is connected."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """A node of two CPUs; this process connects to it. The last test kills it."""
     with local_cluster(Settings(nodes=1, cpus_per_node=2)) as started, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", started.ray)
         yield started
-        ray.shutdown()
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_items_whose_processes_die_are_done_again_and_one_that_kills_them_all_is_given_up(
-    cluster: object, tmp_path: Path
+    cluster: LocalCluster, tmp_path: Path
 ) -> None:
     outcomes = dict(for_each(partial(maker, tmp_path), [0, 1, 2, 3, 5, 6, 7, 8], Placement(nodes=1)))
     failed = outcomes.pop(3)
@@ -60,7 +58,7 @@ def test_items_whose_processes_die_are_done_again_and_one_that_kills_them_all_is
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_what_the_function_raises_itself_ends_all(cluster: object, tmp_path: Path) -> None:
+def test_what_the_function_raises_itself_ends_all(cluster: LocalCluster, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="4: is no even number of legs"):
         list(for_each(partial(maker, tmp_path), [0, 4], Placement(nodes=1)))
 
@@ -68,7 +66,7 @@ def test_what_the_function_raises_itself_ends_all(cluster: object, tmp_path: Pat
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_the_loss_of_all_nodes_is_said_and_waited_for_only_so_long(
-    cluster: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tasks, "LOOK_S", 1.0)
     outcomes = for_each(lambda: time.sleep, [0, 600], Placement(nodes=1, wait_s=5))

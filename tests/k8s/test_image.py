@@ -126,7 +126,7 @@ def test_weights_of_the_default_recipe_are_baked_in_where_a_run_looks(
     assert digest(loaded) == digest(baked)
 
 
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_its_python_layer_can_be_installed_and_used() -> None:
     # Not tmp_path: pytest keeps the last three, of 8 GB each.

@@ -124,7 +124,7 @@ def test_four_ranks_on_four_nodes_train_from_bucket_to_bucket(rehearsal: Rehears
     check_reservation(rehearsal)
 
 
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_search_on_four_nodes_leaves_what_it_found_in_the_bucket(rehearsal: Rehearsal) -> None:
     search = ["--search", "s", "--trials", "2", "--nodes-per-trial", "2", "--grace-images", "24", "--sampler", "tpe"]
