@@ -69,7 +69,7 @@ class Batcher:
 
     def _work(self) -> None:
         while self._compute_next():
-            """Nothing is kept of a batch while the next is waited for."""
+            pass  # in a function of its own, so that nothing of a batch is kept while the next is waited for
 
     def _compute_next(self) -> bool:
         """Computes a batch; False at the end."""
