@@ -68,6 +68,7 @@ def dying(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     folder = Path(config["folder"])
     (folder / f"{time.time_ns()}").touch()
     if starts(folder) <= config["deaths"]:
+        time.sleep(3)  # or Ray Train, which may still be starting the group, says another word for it
         os.kill(os.getpid(), 9)
     return starts(folder) > config["deaths"] + config["leaves"]
 
