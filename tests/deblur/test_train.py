@@ -249,6 +249,7 @@ def submit(address: str, entrypoint: str, environment: dict[str, str]) -> str:
     return client.get_job_logs(job)
 
 
+@pytest.mark.soak  # tests/k8s/test_rehearsal.py has four nodes and a bucket among the quick ones
 def test_a_job_on_two_nodes_leaves_its_run_in_the_bucket(
     two_nodes: str, bucket: str, s3_server: dict[str, str]
 ) -> None:
