@@ -23,6 +23,7 @@ from torch import nn
 
 from cluster.errors import InputError
 from cluster.exporter import Numbers
+from cluster.gate import Limits
 from deblur.batching import Batcher, most_pixels
 from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
 from deblur.media import SUFFIXES, TYPES, NotAcceptable, answer_type
@@ -31,7 +32,6 @@ from deblur.pieces import PieceRunner
 from deblur.tiles import advance, restoring
 
 NAME = "The picture"  # in what people are told
-RETRY_AFTER_S = 5
 STUCK_S = 300.0  # no batch takes so long
 _PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
 _PAGE |= {"/page.js": ("page.js", "text/javascript")}
@@ -101,7 +101,7 @@ class Web:
         except Exception:
             _log.exception("a picture could not be restored")
             sentence = "The picture could not be restored now; send it again."
-            response = PlainTextResponse(sentence, 503, {"Retry-After": str(RETRY_AFTER_S)})
+            response = PlainTextResponse(sentence, 503, {"Retry-After": str(Limits.retry_after_s)})
         finally:
             self._running -= 1
         self._numbers.add("deblur_service_requests_total", 1, str(response.status_code))

@@ -37,12 +37,12 @@ def encoded(pixels: np.ndarray | PIL.Image.Image, kind: str = "PNG", **options: 
     return out.getvalue()
 
 
-def post(service: str, body: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def post(service: str, body: bytes, timeout_s: float = 60, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers in lower case and body of the answer."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(f"{service}/restore", data=body, headers={"Content-Type": ""} | named)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()

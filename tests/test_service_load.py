@@ -20,7 +20,7 @@ from deblur.restore import restore_file
 from deblur.trained import load_model
 from tests.datasets import picture
 from tests.service import running_service
-from tests.test_service import encoded, get, pixels_of, post
+from tests.test_service import bomb, encoded, get, pixels_of, post, text_bomb
 
 SIZES = [(96, 128)] * 3 + [(64, 64)]
 MARK = "SERVICE_OF_TEST"
@@ -96,8 +96,9 @@ def replicas(mark: str) -> list[int]:
     return found
 
 
-def resident_mb(process: int) -> float:
-    (kilobytes,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+def memory_mb(process: int, kind: str = "VmRSS") -> float:
+    """What a process has in memory, or with VmHWM the most that it ever had."""
+    (kilobytes,) = re.findall(rf"{kind}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
     return int(kilobytes) / 1000
 
 
@@ -112,11 +113,11 @@ def test_thirty_two_clients_lose_no_answer_and_memory_stays(
         with warm.of(32, expected):
             time.sleep(10)
         (replica,) = replicas("load")
-        before = resident_mb(replica)
+        before = memory_mb(replica)
         load = Load(address)
         with load.of(32, expected):
             time.sleep(60)
-        after = resident_mb(replica)
+        after = memory_mb(replica)
         print(load.table("32 clients", 60), f"replica {before:.0f} MB -> {after:.0f} MB")
     assert not load.wrong
     # There is room for all of them in the queue.
@@ -143,14 +144,19 @@ def test_a_full_queue_is_said_with_when_to_come_again(
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_a_replica_that_is_killed_under_load_is_replaced_and_nobody_hears_worse_than_come_again(
+def test_replicas_come_with_the_load_and_killed_ones_are_replaced_and_nobody_hears_worse_than_come_again(
     service_model: Path, tmp_path: Path, expected: dict[bytes, np.ndarray]
 ) -> None:
     marked = {MARK: "kill", "SPT_NOENV": "1"}
     with running_service(service_model, tmp_path / "log", "--max-replicas", "2", **marked) as address:
         load, start = Load(address), time.monotonic()
         with load.of(8, expected):
-            time.sleep(3)
+            # The load asks for a second replica.
+            assert len(replicas("kill")) == 1
+            while len(replicas("kill")) < 2:
+                assert time.monotonic() < start + 120
+                time.sleep(0.2)
+            print(f"a second replica after {time.monotonic() - start:.0f} s of load")
             for _ in range(2):
                 killed = replicas("kill")[0]
                 os.kill(killed, signal.SIGKILL)
@@ -166,3 +172,19 @@ def test_a_replica_that_is_killed_under_load_is_replaced_and_nobody_hears_worse_
     assert not load.wrong
     assert set(load.statuses) <= {200, 503}
     assert load.statuses[503] <= 4 * 8
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_small_files_that_are_made_to_take_much_memory_take_little(service_model: Path, tmp_path: Path) -> None:
+    long = encoded(np.zeros((16, 300_000, 3), np.uint8))  # a few kilobytes, 4.8 megapixels, a thousand tiles
+    marked = {MARK: "memory", "SPT_NOENV": "1"}
+    with running_service(service_model, tmp_path / "log", **marked) as address:
+        assert post(address, encoded(picture(0, 1500, 1500)))[0] == 200  # what a common picture takes is there
+        (replica,) = replicas("memory")
+        before = memory_mb(replica, "VmHWM")
+        statuses = [post(address, data, timeout_s=200)[0] for data in (bomb(), text_bomb(), long)]
+        after = memory_mb(replica, "VmHWM")
+    print(f"the most that the replica had: {before:.0f} MB -> {after:.0f} MB")
+    assert statuses == [413, 400, 200]
+    assert after < before + 300
