@@ -70,6 +70,11 @@ class Settings(Service):
     port: int = 8000
     """Port to listen at."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.port < 65536:
+            raise InputError(f"--port is {self.port}; it must lie between 1 and 65535")
+
 
 def web(model: str, device: str, max_megapixels: float, metrics_port: int) -> "Web":
     """The application of one replica."""

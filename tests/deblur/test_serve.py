@@ -9,7 +9,7 @@ import pytest
 from cluster import serving
 from cluster.errors import InputError
 from deblur import serve
-from deblur.serve import Service, Settings, application
+from deblur.serve import Settings, application
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,13 @@ from deblur.serve import Service, Settings, application
         ({"max_megapixels": 0.0}, "--max-megapixels is 0.0; it must be above 0, and at most 64"),
         ({"max_megapixels": 65.0}, "--max-megapixels is 65.0; it must be above 0, and at most 64"),
         ({"metrics_port": 80}, "--metrics-port is 80; it must lie between 1024"),
+        ({"port": 0}, "--port is 0; it must lie between 1 and 65535"),
+        ({"port": 70_000}, "--port is 70000; it must lie between 1 and 65535"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(values: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Service(model="m", **values)
+        Settings(model="m", **values)
 
 
 def test_an_argument_of_the_configuration_that_is_unknown_is_refused_with_those_that_are_not() -> None:
