@@ -126,7 +126,7 @@ spec:
               max_replicas: 2
               target_ongoing_requests: 4
             ray_actor_options:
-              num_gpus: 1  # so one on each worker; it decodes and encodes on all of the worker's CPUs, whatever it reserves
+              num_gpus: 1  # so one on each worker; whatever it reserves, it decodes on all of the worker's CPUs
               num_cpus: 1
   # A change of rayClusterConfig makes a second cluster, to which requests go once it is ready: it needs as many free
   # GPUs as the first has. (But `replicas` of the workers and its bounds, which only the next cluster will have.)
