@@ -4,9 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +12,7 @@ import boto3
 import pytest
 from hypothesis import settings
 
+from tests.servers import wait_until_it_answers
 from tests.service import running_service, write_model
 
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
@@ -37,7 +35,7 @@ def s3_server() -> Iterator[dict[str, str]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/moto-api/")
+        wait_until_it_answers(f"http://127.0.0.1:{port}/moto-api/", server, timeout_s=60)
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -73,13 +71,3 @@ def service(service_model: Path) -> Iterator[str]:
     limits = {"GATE_BODY_BYTES": "4000000", "GATE_UPLOAD_S": "3"}
     with running_service(service_model, service_model.with_name("log"), **limits) as address:
         yield address
-
-
-def _wait_until_it_answers(url: str) -> None:
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    raise TimeoutError(f"{url} does not answer")

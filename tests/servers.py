@@ -1,9 +1,12 @@
-"""ASGI applications behind a real server in this process, and a client for them."""
+"""Servers: ASGI applications in this process with a client for them, and processes that are waited for."""
 
 import http.client
 import socket
+import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +40,16 @@ def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, byte
     found = answer.status, answer.read(), answer.headers
     opened.close()
     return found
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Returns when a server does; fails where its process has ended, or where it does not in time."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise TimeoutError(f"{url} does not answer")

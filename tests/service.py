@@ -6,9 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +15,7 @@ import torch
 
 from deblur import recipe as recipes
 from deblur.recipe import GeneratorRecipe, build_generator
+from tests.servers import wait_until_it_answers
 
 REPOSITORY = Path(__file__).parents[1]
 START_S = 120
@@ -46,8 +44,11 @@ def running_service(model: Path, log: Path, *arguments: str, **environment: str)
             command, cwd=REPOSITORY, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/readyz", process, log)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/readyz", process, START_S)
         yield f"http://127.0.0.1:{port}"
+    except (AssertionError, TimeoutError) as error:
+        error.add_note(log.read_text())
+        raise
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -61,15 +62,3 @@ def running_service(model: Path, log: Path, *arguments: str, **environment: str)
 def metrics_address(service: str) -> str:
     """Where the first replica of a service serves its metrics."""
     return f"http://127.0.0.1:{int(service.rpartition(':')[2]) + _METRICS + 1}/metrics"
-
-
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=10).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    raise TimeoutError(f"{url} does not answer:\n{log.read_text()}")
