@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError
 from deblur.quality import from_uint8
-from deblur.weights import read_weights, refuse_other_tensors
+from deblur.weights import read_weights, refuse_other_tensors, torchvision_weights
 
 # AlexNet, not VGG16: it is the authors' choice for measuring (VGG16 is theirs for training), so published values are
 # mostly of it; and our generators are trained against VGG's features, which would make VGG16 a judge in its own cause.
@@ -74,11 +74,5 @@ def _download() -> dict[str, Tensor]:
     """torchvision's ImageNet weights, from its cache or its server."""
     from torchvision.models import AlexNet_Weights  # not at the top: it takes a second
 
-    wanted = AlexNet_Weights.IMAGENET1K_V1
-    try:
-        return wanted.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except Exception as error:  # the network, the cache's folder or its file: the mend is the same
-        raise InputError(
-            f"{wanted.url}: torchvision's {BACKBONE} weights could not be had: {error}; give --lpips-weights FILE or "
-            f"s3:// URL of a state dict with torchvision's names, or leave out --lpips"
-        ) from error
+    mend = "give --lpips-weights FILE or s3:// URL of a state dict with torchvision's names, or leave out --lpips"
+    return torchvision_weights(AlexNet_Weights.IMAGENET1K_V1, mend)

@@ -1,4 +1,4 @@
-"""State dicts from files and buckets: read without running code from them, compared with a network tensor by tensor."""
+"""State dicts: from files, buckets and torchvision, without running code from them; compared tensor by tensor."""
 
 from io import BytesIO
 from typing import Any
@@ -8,6 +8,19 @@ from torch import Tensor
 
 from cluster.errors import InputError
 from cluster.storage import read_url
+
+
+def torchvision_weights(wanted: Any, mend: str) -> dict[str, Tensor]:
+    """The state dict of one of torchvision's weights (a WeightsEnum), from its cache or its server.
+
+    `mend` ends the message where it cannot be had (InputError).
+    """
+    try:
+        return wanted.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # the network, the cache's folder or its file: the mend is the same
+        network = type(wanted).__name__.removesuffix("_Weights").lower()
+        reason = f"torchvision's {network} weights could not be had: {error}"
+        raise InputError(f"{wanted.url}: {reason}; {mend}") from error
 
 
 def read_weights(source: str, mend: str) -> dict[str, Tensor]:

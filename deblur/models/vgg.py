@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from deblur.weights import read_weights
+from deblur.weights import read_weights, torchvision_weights
 
 FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 
@@ -115,13 +115,8 @@ def _download(network: str) -> dict[str, Tensor]:
     from torchvision.models import VGG16_Weights, VGG19_Weights
 
     wanted = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "vgg19": VGG19_Weights.IMAGENET1K_V1}[network]
-    try:
-        return wanted.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except Exception as error:  # the network, the cache's folder or its file: the mend is the same
-        raise InputError(
-            f"{wanted.url}: torchvision's {network} weights could not be had: {error}; give --vgg-weights FILE or "
-            f"s3:// URL of a state dict with torchvision's names, or choose --feature-weights random"
-        ) from error
+    mend = "give --vgg-weights FILE or s3:// URL of a state dict with torchvision's names"
+    return torchvision_weights(wanted, f"{mend}, or choose --feature-weights random")
 
 
 _MEND = (
