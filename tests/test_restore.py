@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,22 @@ def until(condition: Callable[[], Any], client: JobSubmissionClient, job: str) -
         time.sleep(0.05)
 
 
+def log_at_the_end(client: JobSubmissionClient, job: str) -> str:
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.05)
+    return client.get_job_logs(job)
+
+
+def compare(out: Store, sent: dict[str, bytes], model: Path) -> None:
+    """Every photograph is there, and what this process makes of it but for a level."""
+    generator = load_model(str(model), CPU)
+    assert {key for key in out.list() if key.endswith(".png")} == set(sent)
+    for name, data in sent.items():
+        expected = PIL.Image.open(io.BytesIO(restore_file(generator, data, name, ".png", CPU)))
+        found = PIL.Image.open(io.BytesIO(out.get(name)))
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
+
+
 def workers(cluster: LocalCluster) -> list[int]:
     """The processes that restore now, on any node."""
     found = []
@@ -60,14 +75,8 @@ def workers(cluster: LocalCluster) -> list[int]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_a_bucket_is_restored_once_whatever_dies(
-    s3_server: dict[str, str], service_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable, value in s3_server.items():
-        monkeypatch.setenv(variable, value)
-    bucket = f"s3://test-{uuid.uuid4().hex[:12]}"
+def test_a_bucket_is_restored_once_whatever_dies(s3_server: dict[str, str], bucket: str, service_model: Path) -> None:
     s3 = boto3.session.Session().client("s3")
-    s3.create_bucket(Bucket=bucket.removeprefix("s3://"))
     inputs, out = open_store(join(bucket, "in")), open_store(join(bucket, "out"))
     sent = write_inputs(inputs)
     open_store(bucket).put("generator.safetensors", service_model.read_bytes())
@@ -92,8 +101,7 @@ def test_a_bucket_is_restored_once_whatever_dies(
         job = client.submit_job(entrypoint=command, runtime_env=environment)
         until(lambda: len(done()) >= 5, client, job)
         client.stop_job(job)
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(0.05)
+        log_at_the_end(client, job)
         while workers(cluster):  # they end with the driver, not before it
             time.sleep(0.05)
         before = written()
@@ -105,26 +113,19 @@ def test_a_bucket_is_restored_once_whatever_dies(
         os.kill(workers(cluster)[0], signal.SIGKILL)
         until(lambda: len(done()) >= len(before) + 15, client, job)
         cluster.nodes[0].kill()
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(0.1)
-        log = client.get_job_logs(job)
+        log = log_at_the_end(client, job)
         print(log)
         assert client.get_job_status(job) == "FAILED"  # as one picture could not be restored
 
         # Once more: there is nothing to do but the broken one.
         all_written = written()
         job = client.submit_job(entrypoint=command.replace("--nodes 2", "--nodes 1"), runtime_env=environment)
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(0.1)
-        assert f"0 of {COUNT + 1} photographs restored" in (again := client.get_job_logs(job))
+        again = log_at_the_end(client, job)
+        assert f"0 of {COUNT + 1} photographs restored" in again
         assert f"{COUNT} were there" in again
 
     assert log.splitlines()[-1].startswith(f"{inputs.url}/1/broken.png: not a picture")
     assert f"{COUNT + 1 - len(before)} of {COUNT + 1} photographs restored" in log
-    assert set(done()) == set(sent)
     assert {key: all_written[key] for key in before} == before  # not made again
     assert written() == all_written
-    model = load_model(str(service_model), CPU)
-    for name, data in sent.items():
-        expected = np.asarray(PIL.Image.open(io.BytesIO(restore_file(model, data, name, ".png", CPU)))).astype(int)
-        assert np.abs(np.asarray(PIL.Image.open(io.BytesIO(out.get(name)))) - expected).max() <= 1
+    compare(out, sent, service_model)
