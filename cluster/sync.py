@@ -188,16 +188,3 @@ class Sync:
         """Hands a report to whoever started the ranks. All ranks must call it the same number of times."""
         if self._report:
             self._report(metrics)
-
-
-def ray_sync(room: Callable[[], bool]) -> Sync:
-    """The meeting point of a worker of Ray Train."""
-    import ray.train  # a machine without Ray can train one rank
-
-    def seconds_left() -> float | None:
-        notice = ray.train.get_preemption_info()
-        if notice is None:
-            return None
-        return (notice.deadline_ms or 0) / 1000 - time.time()  # without a deadline: at any moment
-
-    return Sync(ray.train.report, seconds_left, room)

@@ -2,7 +2,7 @@
 
 from cluster import preflight
 from cluster.errors import InputError
-from cluster.placement import Placement
+from cluster.on_ray.placement import Placement
 from cluster.storage import join, open_store
 from deblur.data.shards import INDEX, Index
 
@@ -17,7 +17,7 @@ def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
 
 def reached_by(readable: str, writable: str, placement: Placement, named: str) -> list[str]:
     """The same of any object and any root; `named` is what the user named them by."""
-    from cluster import launch  # needs Ray
+    from cluster.on_ray import launch  # needs Ray
 
     with preflight.marker(open_store(writable, preflight.ANSWER)) as key:
         answers = launch.everywhere(placement, preflight.look_around, readable, writable, key)

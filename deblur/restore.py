@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cluster.errors import FINAL, InputError, one_line_errors
-from cluster.placement import Placement
+from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.check import reached_by
 from deblur.data.pictures import SUFFIXES
@@ -208,7 +208,7 @@ def restore(photos: Sequence[Photo], model: bytes, settings: Settings) -> list[s
 
 
 def _outcomes_of_nodes(photos: Sequence[Photo], model: bytes, settings: Settings, nodes: int) -> Iterator[str]:
-    from cluster.tasks import for_each  # needs Ray
+    from cluster.on_ray.tasks import for_each  # needs Ray
 
     placement = Placement(nodes=nodes, wait_s=settings.wait_s)
     reached_by(photos[0].place, settings.out, placement, "the inputs and --out")

@@ -107,7 +107,7 @@ def application(args: dict[str, Any]) -> Any:
 
 
 def _application(service: Service, cpus: float, gpus: float) -> Any:
-    from cluster.serving import application as served_application  # needs Ray
+    from cluster.on_ray.serve import application as served_application  # needs Ray
 
     arguments = dataclasses.asdict(service)
     max_replicas = arguments.pop("max_replicas") or 1
@@ -125,7 +125,7 @@ def _serve(settings: Settings) -> None:
     gpus = torch.cuda.device_count() if pick_device(settings.device).type == "cuda" else 0
     load_model(settings.model, torch.device("cpu"))  # says here, in one line, what every replica would say
     try:
-        from cluster.serving import served
+        from cluster.on_ray.serve import served
     except ImportError as error:
         raise InputError(f"Ray Serve is not installed ({error}): pip install 'deblur[serve]'") from error
     cpus, replicas = os.cpu_count() or 1, settings.max_replicas or gpus or 1

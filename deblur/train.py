@@ -20,7 +20,7 @@ from cluster.cache import Cache
 from cluster.errors import InputError, one_line_errors
 from cluster.exporter import Numbers
 from cluster.lease import Holder, Lease
-from cluster.placement import Placement
+from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur import settings as settings_of
@@ -116,7 +116,7 @@ def _start(
 def _launch(
     settings: Settings, holder: Holder, numbers: Numbers, placement: Placement, callbacks: Sequence[Any]
 ) -> None:
-    from cluster import launch  # a machine with one rank may lack Ray
+    from cluster.on_ray import launch  # a machine with one rank may lack Ray
 
     retry = Retry(limit_s=settings.storage_wait_s)
     run = Run(settings.run_url, retry=retry)

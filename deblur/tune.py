@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cluster import lease as leases
 from cluster.errors import InputError, one_line_errors
 from cluster.lease import Holder
-from cluster.placement import Placement
+from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, join
 from deblur import recipe as recipes
 from deblur import search_report, space, tpe
@@ -157,9 +157,9 @@ def prepare(settings: Settings, given: Sequence[str] = ()) -> Plan:
 
 def tune(plan: Plan) -> Search:
     """Makes the trials that are still to be made, and returns the search."""
-    from cluster import launch  # needs Ray
-    from cluster.nodes import room
-    from cluster.search import check_here
+    from cluster.on_ray import launch  # needs Ray
+    from cluster.on_ray.nodes import room
+    from cluster.on_ray.tune import check_here
 
     settings, found = plan.settings, _read(plan)
     assert settings.data
@@ -200,7 +200,7 @@ def _read(plan: Plan) -> Search:
 
 
 def _search(plan: Plan, found: Search, holder: Holder, at_once: int) -> None:
-    from cluster.search import Rungs, Trials, search
+    from cluster.on_ray.tune import Rungs, Trials, search
 
     settings, shown = plan.settings, Shown()
     waiting = [trial for trial in found.trials if trial.state == "running"]

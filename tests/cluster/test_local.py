@@ -22,7 +22,7 @@ from cluster.errors import InputError
 from cluster.local import LocalCluster, Settings, find_processes, local_cluster
 from cluster.manifest import Cluster, Pod
 from cluster.network import Place
-from cluster.placement import LOGICAL_GPUS
+from cluster.on_ray.placement import LOGICAL_GPUS
 from tests.clusters import ISOLATED, two_nodes
 
 REPOSITORY = Path(__file__).parents[2]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import launch, preflight
+from cluster import preflight
 from cluster.errors import InputError
-from cluster.placement import Placement
+from cluster.on_ray import launch
+from cluster.on_ray.placement import Placement
 from cluster.storage import join, open_store
 from deblur.check import nodes_that_reach
 from tests.datasets import write_dataset

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster import serving
 from cluster.errors import InputError
+from cluster.on_ray import serve as serving
 from deblur import serve
 from deblur.serve import Settings, application
 

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from ray.util.placement_group import placement_group_table
 
-from cluster import launch
 from cluster.errors import DamagedError, InputError, RanksFailed
-from cluster.nodes import room, wait_for_nodes
-from cluster.placement import LOGICAL_GPUS, Placement
+from cluster.on_ray import launch
+from cluster.on_ray.nodes import room, wait_for_nodes
+from cluster.on_ray.placement import LOGICAL_GPUS, Placement
 from cluster.sync import Rank, Sync
 
 

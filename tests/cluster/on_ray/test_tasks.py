@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayError
 
-from cluster import tasks
 from cluster.errors import InputError
 from cluster.local import LocalCluster, Settings, local_cluster
-from cluster.placement import Placement
-from cluster.tasks import for_each
+from cluster.on_ray import tasks
+from cluster.on_ray.placement import Placement
+from cluster.on_ray.tasks import for_each
 
 
 def maker(folder: Path) -> Callable[[int], str]:

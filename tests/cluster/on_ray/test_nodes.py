@@ -15,9 +15,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import placement_group_table
 
-from cluster import launch, nodes
 from cluster.local import MARK, free_port, kill_processes
-from cluster.placement import Placement
+from cluster.on_ray import launch, nodes
+from cluster.on_ray.placement import Placement
 from cluster.sync import Rank, Sync
 
 

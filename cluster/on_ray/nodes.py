@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import preflight
 from cluster.errors import InputError
-from cluster.placement import Placement
+from cluster.on_ray.placement import Placement
 
 ANSWER_S = 15.0
 FREE_S = 10.0

@@ -12,9 +12,9 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import search as searches
 from cluster.errors import Diverged, InputError
-from cluster.search import Reporter, Rungs, Trials, search
+from cluster.on_ray import tune as searches
+from cluster.on_ray.tune import Reporter, Rungs, Trials, search
 
 RUNGS = Rungs(clock="seen", metric="score", first=100, reduction=2, end=400)
 

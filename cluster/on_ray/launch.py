@@ -12,6 +12,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,9 +33,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from cluster.errors import FINAL, InputError, RanksFailed
-from cluster.nodes import Group, free_nodes, run_on, wait_for_nodes
-from cluster.placement import LOGICAL_GPUS, Placement
-from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync, ray_sync
+from cluster.on_ray.nodes import Group, free_nodes, run_on, wait_for_nodes
+from cluster.on_ray.placement import LOGICAL_GPUS, Placement
+from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync
 
 GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait for a lost one for ever
 MAX_FAILURES = 3  # in a row without a checkpoint between them
@@ -248,3 +249,16 @@ def _more_nodes(placement: Placement, group: Group, mine: set[str]) -> bool:
         return False
     free = free_nodes(placement, with_gpus=group.gpus_per_rank > 0)
     return any(node["NodeID"] not in mine for node in free)
+
+
+def ray_sync(room: Callable[[], bool]) -> Sync:
+    """The meeting point of a worker of Ray Train."""
+    import ray.train  # a machine without Ray can train one rank
+
+    def seconds_left() -> float | None:
+        notice = ray.train.get_preemption_info()
+        if notice is None:
+            return None
+        return (notice.deadline_ms or 0) / 1000 - time.time()  # without a deadline: at any moment
+
+    return Sync(ray.train.report, seconds_left, room)

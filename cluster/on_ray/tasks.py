@@ -16,9 +16,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import FINAL, InputError
-from cluster.launch import connected
-from cluster.nodes import Group, any_node, free_nodes, wait_for_nodes
-from cluster.placement import Placement
+from cluster.on_ray.launch import connected
+from cluster.on_ray.nodes import Group, any_node, free_nodes, wait_for_nodes
+from cluster.on_ray.placement import Placement
 
 AT_ONCE = 2  # items for each GPU, or each node without one: one is read or written while the other is computed
 RETRIES = 3
