@@ -24,7 +24,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from benchmarks.update import Settings as UpdateSettings
 from benchmarks.update import recipe_of
-from cluster.network import Place, can_isolate, new_name, new_network
+from cluster.rehearsal.network import Place, can_isolate, new_name, new_network
 from cluster.sync import Rank
 from deblur.models.vgg import load_features
 from deblur.networks import build

@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from benchmarks.recorded import Account, Start, account, read_record
 from cluster.local import LocalCluster, local_cluster
 from cluster.local import Settings as ClusterSettings
-from cluster.network import can_isolate
+from cluster.rehearsal.network import can_isolate
 from cluster.storage import join, open_store
 from deblur.data.stream import Dataset
 from deblur.fit import plan_of, total_images

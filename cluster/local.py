@@ -34,9 +34,9 @@ import tyro
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from cluster.errors import InputError, one_line_errors
-from cluster.manifest import GCS_PORT, Cluster, Pod, read_cluster, start_command
-from cluster.network import Network, Place, can_isolate, new_name, new_network
 from cluster.on_ray.placement import LOGICAL_GPUS
+from cluster.rehearsal.manifest import GCS_PORT, Cluster, Pod, read_cluster, start_command
+from cluster.rehearsal.network import Network, Place, can_isolate, new_name, new_network
 
 MARK = "LOCAL_CLUSTER_NODE"  # names the node in the environment of every process of it
 OBJECT_STORE_BYTES = 100_000_000

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.local import LocalCluster, Settings, local_cluster
-from cluster.network import can_isolate
+from cluster.rehearsal.network import can_isolate
 
 ISOLATED = can_isolate()
 # A node that does not answer is missed after seconds instead of Ray's minute.

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.ranks import WAYS
 from benchmarks.scaling import GBIT, Settings, gradient_bytes, least_bytes, measure
-from cluster.network import can_isolate
+from cluster.rehearsal.network import can_isolate
 
 SMALL = Settings(recipe="demo", image_size=32, updates=1, rounds=2, mbit="200,50")
 

@@ -20,9 +20,9 @@ from ray.util.state import list_nodes
 
 from cluster.errors import InputError
 from cluster.local import LocalCluster, Settings, find_processes, local_cluster
-from cluster.manifest import Cluster, Pod
-from cluster.network import Place
 from cluster.on_ray.placement import LOGICAL_GPUS
+from cluster.rehearsal.manifest import Cluster, Pod
+from cluster.rehearsal.network import Place
 from tests.clusters import ISOLATED, two_nodes
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from cluster.manifest import Cluster, Pod, quantity, read_cluster, start_command
+from cluster.rehearsal.manifest import Cluster, Pod, quantity, read_cluster, start_command
 
 Object = dict[str, Any]
 SERVICE = "raycluster-sample-head-svc.default.svc.cluster.local"
