@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.command import option, run
 from benchmarks.timing import pick_device
 from benchmarks.update import batch_of, updater_of
-from cluster.checkpoints import Checkpoints
 from cluster.storage import Store, join, open_store
+from cluster.storage.checkpoints import Checkpoints
 from deblur import recipe as recipes
 from deblur.recipe import Recipe
 from deblur.state import checkpoint_parts

@@ -124,4 +124,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from benchmarks.recorded import main as imported_main  # ranks find their function by the name of its module
+
     imported_main()

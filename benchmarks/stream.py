@@ -30,8 +30,8 @@ from typing import Any
 from benchmarks.command import option, run
 from benchmarks.timing import in_turns
 from cluster.errors import InputError
-from cluster.s3 import s3_client
 from cluster.storage import Retry, Store, open_store
+from cluster.storage.s3 import s3_client
 from deblur.data.loader import UPDATES_AHEAD
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, Sample, Shard, Split

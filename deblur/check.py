@@ -1,9 +1,8 @@
 """What can be known before a start: whether all nodes reach the data and the runs, and what would run."""
 
-from cluster import preflight
 from cluster.errors import InputError
 from cluster.on_ray.placement import Placement
-from cluster.storage import join, open_store
+from cluster.storage import join, open_store, preflight
 from deblur.data.shards import INDEX, Index
 
 

@@ -236,5 +236,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Ray sends functions by the name of their module, which for the running script would be __main__.
+    from deblur.restore import main as imported_main
 
     imported_main()

@@ -2,12 +2,12 @@
 
 {runs}/{run}/recipe.json      what is learned
              origin.json      from what: digests of the dataset and of the VGG weights
-             checkpoints/     see cluster/checkpoints.py
+             checkpoints/     see cluster/storage/checkpoints.py
              metrics.jsonl    one line per report
              samples/         {images_seen}.png, blurred | restored | sharp
              history.json     how far the newest start came, and what befell the run
              targets.json     where the metrics of its processes are, for Prometheus
-             lease/           see cluster/lease.py
+             lease/           see cluster/storage/lease.py
 """
 
 import json
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from cluster import exporter
-from cluster import lease as leases
-from cluster.checkpoints import Checkpoints
 from cluster.errors import DamagedError, InputError, NotFound
-from cluster.lease import Lease
 from cluster.storage import Retry, Store, join, open_store
+from cluster.storage import lease as leases
+from cluster.storage.checkpoints import Checkpoints
+from cluster.storage.lease import Lease
 from deblur import recipe as recipes
 from deblur.data import pictures
 from deblur.recipe import Recipe

@@ -147,5 +147,6 @@ def _serve(settings: Settings) -> None:
 
 if __name__ == "__main__":
     # Ray sends functions by the name of their module, which for the running script would be __main__.
+    from deblur.serve import main as imported_main
 
     imported_main()

@@ -6,8 +6,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from cluster.checkpoints import Checkpoint
 from cluster.errors import InputError
+from cluster.storage.checkpoints import Checkpoint
 from cluster.sync import Rank, Sync
 from deblur import recipe as recipes
 from deblur.recipe import Recipe

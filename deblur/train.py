@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from cluster import exporter, preflight
-from cluster import lease as leases
-from cluster.cache import Cache
+from cluster import exporter
 from cluster.errors import InputError, one_line_errors
 from cluster.exporter import Numbers
-from cluster.lease import Holder, Lease
 from cluster.on_ray.placement import Placement
-from cluster.storage import Retry, absolute, join, open_store
+from cluster.storage import Retry, absolute, join, open_store, preflight
+from cluster.storage import lease as leases
+from cluster.storage.cache import Cache
+from cluster.storage.lease import Holder, Lease
 from cluster.sync import Intervals, Rank, Sync
 from deblur import settings as settings_of
 from deblur.check import nodes_that_reach, summary
@@ -273,5 +273,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Ray sends functions by the name of their module, which for the running script would be __main__.
+    from deblur.train import main as imported_main
 
     imported_main()

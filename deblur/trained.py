@@ -7,9 +7,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError
 from cluster.storage import open_store, read_url
+from cluster.storage.checkpoints import Checkpoints
 from deblur import recipe as recipes
 from deblur.recipe import build_generator
 from deblur.weights import refuse_other_tensors

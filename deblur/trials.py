@@ -4,7 +4,7 @@
                best.json        the best recipe so far, for `deblur.train --recipe`
                report.html      and report.png: see deblur/search_report.py
                {search}-NNN/    the run of a trial
-               lease/           see cluster/lease.py
+               lease/           see cluster/storage/lease.py
 """
 
 import json
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from cluster import lease as leases
 from cluster.errors import InputError, NotFound
-from cluster.lease import Holder
 from cluster.storage import Retry, join, open_store
+from cluster.storage import lease as leases
+from cluster.storage.lease import Holder
 from deblur import recipe as recipes
 from deblur.recipe import Recipe, flat
 from deblur.space import Value, applied

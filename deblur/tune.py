@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from cluster import lease as leases
 from cluster.errors import InputError, one_line_errors
-from cluster.lease import Holder
 from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, join
+from cluster.storage import lease as leases
+from cluster.storage.lease import Holder
 from deblur import recipe as recipes
 from deblur import search_report, space, tpe
 from deblur import settings as settings_of
@@ -308,5 +308,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Ray sends functions by the name of their module, which for the running script would be __main__.
+    from deblur.tune import main as imported_main
 
     imported_main()

@@ -20,9 +20,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import preflight
 from cluster.errors import InputError
 from cluster.on_ray.placement import Placement
+from cluster.storage import preflight
 
 ANSWER_S = 15.0
 FREE_S = 10.0

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cluster.cache import Cache
 from cluster.storage import Store
+from cluster.storage.cache import Cache
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, Sample, Shard, Split
 

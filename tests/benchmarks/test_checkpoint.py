@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoints import Checkpoints
 from cluster.storage import open_store
+from cluster.storage.checkpoints import Checkpoints
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.checkpoints import Checkpoints
 from cluster.errors import DamagedError, StorageUnavailable
 from cluster.storage import Retry, Store, join, open_store
+from cluster.storage.checkpoints import Checkpoints
 from deblur.data.loader import BadSamples, batches
 from deblur.data.plan import Plan
 from deblur.data.stream import Dataset

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import preflight
 from cluster.errors import InputError
 from cluster.on_ray import launch
 from cluster.on_ray.placement import Placement
-from cluster.storage import join, open_store
+from cluster.storage import join, open_store, preflight
 from deblur.check import nodes_that_reach
 from tests.datasets import write_dataset
 

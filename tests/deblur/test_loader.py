@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.cache import Cache
 from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Store, Traffic, join, open_store
+from cluster.storage.cache import Cache
 from deblur import randomness
 from deblur.data import pictures
 from deblur.data.loader import BadSamples, Batch, Crop, batches, pairs_of

@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
+from cluster.storage.checkpoints import Checkpoints
 from deblur import recipe as recipes
 from deblur import restore
 from deblur.data import pictures

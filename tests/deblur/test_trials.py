@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cluster import lease as leases
 from cluster.errors import InputError
-from cluster.lease import Lease
+from cluster.storage import lease as leases
+from cluster.storage.lease import Lease
 from deblur import recipe as recipes
 from deblur.search_table import counts, table
 from deblur.train import parse

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import cache as caches
-from cluster.cache import Cache
-from cluster.storage import FolderStore
+from cluster.storage import cache as caches
+from cluster.storage.cache import Cache
+from cluster.storage.folder import FolderStore
 
 CHUNK = 100
 SIZE = 1234

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from cluster.errors import DamagedError, NotFound
-from cluster.storage import Store, join
+from cluster.storage.base import Store, join
 
 MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import botocore.exceptions
 import urllib3.exceptions
 
 from cluster.errors import DamagedError, InputError, NotFound, StorageUnavailable
-from cluster.storage import Retry, Traffic, join
+from cluster.storage.base import Retry, Traffic, join
 
 MAX_PAUSE_S = 10.0
 # What is taken from a body at once, and lost when it is cut meanwhile; after the first cut less is risked.

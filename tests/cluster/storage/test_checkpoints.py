@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoints import Checkpoints
 from cluster.errors import DamagedError
 from cluster.storage import Store, join, open_store
+from cluster.storage.checkpoints import Checkpoints
 
 
 @pytest.fixture(params=["folder", "s3"])

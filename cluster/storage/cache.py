@@ -14,7 +14,7 @@ import threading
 import uuid
 from pathlib import Path
 
-from cluster.storage import Store
+from cluster.storage.base import Store
 
 CHUNK_BYTES = 8 << 20
 _log = logging.getLogger(__name__)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import lease
-from cluster.checkpoints import Checkpoints
 from cluster.errors import InputError
-from cluster.lease import Lease
-from cluster.storage import Store, join, open_store
+from cluster.storage import Store, join, lease, open_store
+from cluster.storage.checkpoints import Checkpoints
+from cluster.storage.lease import Lease
 
 EXPIRY_S = 1.5
 

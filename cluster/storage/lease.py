@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InputError, NotFound, StorageUnavailable
-from cluster.storage import Retry, Store, open_store
+from cluster.storage.base import Retry, Store
+from cluster.storage.open import open_store
 
 EXPIRY_S = 20.0
 BEATS_PER_EXPIRY = 5

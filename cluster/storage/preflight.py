@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Iterator
 
 from cluster.errors import FINAL, InputError, NotFound
-from cluster.storage import Retry, Store, join, open_store
+from cluster.storage.base import Retry, Store, join
+from cluster.storage.open import open_store
 
 ANSWER = Retry(limit_s=15.0, stall_s=10.0)
 

@@ -1,0 +1,26 @@
+"""From a URL to its store: a folder, or a bucket with a prefix (s3://bucket/prefix)."""
+
+import re
+from pathlib import Path
+
+from cluster.errors import InputError
+from cluster.storage.base import Retry, Store
+from cluster.storage.folder import FolderStore
+
+
+def open_store(url: str | Path, retry: Retry | None = None) -> Store:
+    """The store of a URL. Nothing is contacted until the first call."""
+    url = str(url)
+    if url.startswith("s3://"):
+        from cluster.storage.s3 import S3Store  # a folder needs no boto3, and a bare machine has none
+
+        return S3Store(url, retry or Retry())
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):  # pipe: and its like above all: no URL is ever a command
+        raise InputError(f"{url}: only folders and s3://bucket/prefix can be used")
+    return FolderStore(url)
+
+
+def read_url(url: str) -> bytes:
+    """The bytes of one file or object named by its full URL. Raises NotFound."""
+    parent, _, name = str(url).rstrip("/").rpartition("/")
+    return open_store(parent or ("/" if str(url).startswith("/") else ".")).get(name)
