@@ -23,7 +23,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns, pick_device
 from benchmarks.update import matmul_rate
 from deblur import recipe as recipes
-from deblur.recipe import build_generator
+from deblur.models.build import build_generator
 from deblur.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
 
 _Size = tuple[int, int]  # width, height

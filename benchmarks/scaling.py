@@ -19,7 +19,7 @@ from benchmarks.ranks import WAYS, Ranks, ranks
 from benchmarks.timing import pick_device
 from benchmarks.update import Settings as UpdateSettings
 from benchmarks.update import counted, recipe_of
-from deblur.recipe import build_critic, build_generator
+from deblur.models.build import build_critic, build_generator
 
 GBIT = (10, 25, 100, 400)
 GPUS = tuple(2**power for power in range(11))

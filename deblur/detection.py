@@ -13,7 +13,7 @@ import skimage.data
 import torch
 from skimage.feature import Cascade
 
-from deblur.weights import read_weights, refuse_other_tensors
+from deblur.models.weights import read_weights, refuse_other_tensors
 
 # Those that are the same network whether torchvision fetches the weights or we load them: its older ResNet detectors
 # get another epsilon in their norm layers when they are made without.

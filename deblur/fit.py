@@ -16,9 +16,9 @@ from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
 from deblur.data.stream import Dataset
+from deblur.models.pixels import from_uint8
 from deblur.models.vgg import Features
 from deblur.networks import build
-from deblur.quality import from_uint8
 from deblur.recipe import Recipe
 from deblur.run import Run
 from deblur.schedule import rate_at

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from deblur.quality import from_uint8
-from deblur.weights import read_weights, refuse_other_tensors, torchvision_weights
+from deblur.models.pixels import from_uint8
+from deblur.models.weights import read_weights, refuse_other_tensors, torchvision_weights
 
 # AlexNet, not VGG16: it is the authors' choice for measuring (VGG16 is theirs for training), so published values are
 # mostly of it; and our generators are trained against VGG's features, which would make VGG16 a judge in its own cause.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deblur.quality import from_uint8
+from deblur.models.pixels import from_uint8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

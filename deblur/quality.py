@@ -22,16 +22,6 @@ _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """uint8 [0, 255] of floats in [-1, 1], rounded to the nearest and clipped; any shape."""
-    return ((pictures.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_uint8(pictures: Tensor) -> Tensor:
-    """float32 in [-1, 1] of uint8; any shape. `to_uint8` gives the same bytes back."""
-    return pictures.float() / 127.5 - 1
-
-
 def psnr(restored: Tensor, sharp: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB.
 

@@ -10,12 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
-from torch import nn
-
 from cluster.errors import InputError
 from deblur.losses import Objective
-from deblur.models.critic import DenseCritic, PatchCritic
-from deblur.models.generator import ResNetGenerator, UNetGenerator
 from deblur.models.vgg import FeatureName
 
 try:
@@ -223,24 +219,6 @@ def demo() -> Recipe:
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {"blog": blog, "paper": paper, "demo": demo}
-
-
-def build_generator(recipe: Recipe) -> nn.Module:
-    """The generator of a recipe, with fresh weights from torch's global random state."""
-    wanted = recipe.generator
-    shared = {"filters": wanted.filters, "norm": wanted.norm, "dropout": wanted.dropout}
-    shared |= {"upsampling": wanted.upsampling, "output": wanted.output}
-    if wanted.architecture == "unet":
-        return UNetGenerator(**shared)
-    return ResNetGenerator(blocks=wanted.blocks, **shared)
-
-
-def build_critic(recipe: Recipe) -> nn.Module:
-    """The critic of a recipe, with fresh weights from torch's global random state."""
-    wanted = recipe.critic
-    if wanted.architecture == "dense":
-        return DenseCritic(filters=wanted.filters, norm=wanted.norm, crop=recipe.data.crop)
-    return PatchCritic(filters=wanted.filters, layers=wanted.layers, norm=wanted.norm)
 
 
 def to_json(recipe: Recipe) -> str:

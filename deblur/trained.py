@@ -11,8 +11,8 @@ from cluster.errors import InputError
 from cluster.storage import open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
 from deblur import recipe as recipes
-from deblur.recipe import build_generator
-from deblur.weights import refuse_other_tensors
+from deblur.models.build import build_generator
+from deblur.models.weights import refuse_other_tensors
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from cluster.sync import Rank, Sync
 from deblur.data.loader import BadSamples, pairs_of
 from deblur.data.stream import Dataset
-from deblur.quality import from_uint8, psnr, ssim, to_uint8
+from deblur.models.pixels import from_uint8, to_uint8
+from deblur.quality import psnr, ssim
 from deblur.run import Run
 
 

@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from deblur import recipe as recipes
-from deblur.recipe import GeneratorRecipe, build_generator
+from deblur.models.build import build_generator
+from deblur.recipe import GeneratorRecipe
 from tests.servers import wait_until_it_answers
 
 REPOSITORY = Path(__file__).parents[1]

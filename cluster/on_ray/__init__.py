@@ -1,4 +1,4 @@
 """Everything that runs on Ray: Train, Tune, Serve, tasks, and which nodes they can use.
 
-May import cluster.storage and the modules of cluster. Only this package imports Ray, and cluster.local, which starts it.
+May import cluster.storage and the modules of cluster. Only this package and cluster.local import Ray.
 """

@@ -1,1 +1,4 @@
-"""The networks: generators that restore, critics that judge, VGG features that compare."""
+"""The networks, their weights, and pixels as the networks' values.
+
+May import deblur.config and cluster.
+"""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from deblur.weights import read_weights, torchvision_weights
+from deblur.models.weights import read_weights, torchvision_weights
 
 FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 

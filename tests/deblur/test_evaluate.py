@@ -23,8 +23,9 @@ from deblur.data import pictures
 from deblur.data.sample_set import blurred_photographs
 from deblur.detection import Detections, Matches
 from deblur.evaluate import Settings, dataset_pairs, evaluate, folder_pairs
+from deblur.models.build import build_generator
 from deblur.quality import DEFINITION
-from deblur.recipe import GeneratorRecipe, Recipe, build_generator
+from deblur.recipe import GeneratorRecipe, Recipe
 from tests.datasets import write_dataset
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from deblur.models.generator import ResNetGenerator, UNetGenerator
+from deblur.models.pixels import from_uint8
 from deblur.pieces import Piece, PieceRunner, statistics_of
-from deblur.quality import from_uint8
 from tests.datasets import picture
 
 

@@ -8,7 +8,8 @@ import skimage.data
 import skimage.metrics
 import torch
 
-from deblur.quality import from_uint8, psnr, ssim, to_uint8
+from deblur.models.pixels import from_uint8, to_uint8
+from deblur.quality import psnr, ssim
 
 
 def _pair(height: int, width: int, noise: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.errors import InputError
 from deblur import recipe as recipes
+from deblur.models.build import build_critic, build_generator
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
 from deblur.recipe import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
@@ -55,11 +56,11 @@ def test_a_file_gives_back_what_was_written(name: str) -> None:
 
 def test_a_recipe_makes_the_networks_that_it_names() -> None:
     small = {"filters": 2, "dropout": 0.0}
-    assert isinstance(recipes.build_generator(Recipe(generator=GeneratorRecipe(**small))), ResNetGenerator)
+    assert isinstance(build_generator(Recipe(generator=GeneratorRecipe(**small))), ResNetGenerator)
     unet = Recipe(generator=GeneratorRecipe(architecture="unet", **small))
-    assert isinstance(recipes.build_generator(unet), UNetGenerator)
-    assert isinstance(recipes.build_critic(Recipe(critic=CriticRecipe(filters=2))), PatchCritic)
-    assert isinstance(recipes.build_critic(recipes.blog()), DenseCritic)
+    assert isinstance(build_generator(unet), UNetGenerator)
+    assert isinstance(build_critic(Recipe(critic=CriticRecipe(filters=2))), PatchCritic)
+    assert isinstance(build_critic(recipes.blog()), DenseCritic)
 
 
 def test_the_difference_names_every_field_that_differs() -> None:

@@ -19,7 +19,8 @@ from cluster.storage.checkpoints import Checkpoints
 from deblur import recipe as recipes
 from deblur import restore
 from deblur.data import pictures
-from deblur.recipe import GeneratorRecipe, Recipe, build_generator
+from deblur.models.build import build_generator
+from deblur.recipe import GeneratorRecipe, Recipe
 from deblur.restore import Photo, plan, restore_file
 from deblur.trained import load_model
 from tests.datasets import picture

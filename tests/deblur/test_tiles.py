@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deblur.models.generator import ResNetGenerator
+from deblur.models.pixels import from_uint8, to_uint8
 from deblur.pieces import PieceRunner
-from deblur.quality import from_uint8, to_uint8
 from deblur.tiles import FACTOR, MARGIN, RAMP, ramps, restore_picture, restoring_tiled, spans
 
 SMALLEST = 2 * MARGIN + RAMP + FACTOR

@@ -117,7 +117,7 @@ def test_a_state_that_ends_with_the_trunk_is_taken_for_either_network(networks, 
 def test_a_source_in_a_bucket_is_read_through_storage(networks, monkeypatch):
     saved = BytesIO()
     torch.save(_state(networks["D"]), saved)
-    monkeypatch.setattr("deblur.weights.read_url", {"s3://bucket/vgg.pth": saved.getvalue()}.__getitem__)
+    monkeypatch.setattr("deblur.models.weights.read_url", {"s3://bucket/vgg.pth": saved.getvalue()}.__getitem__)
     features = load_features("vgg16-block3_conv3", "pretrained", "s3://bucket/vgg.pth")
     assert torch.equal(features.state_dict()["features.0.weight"], networks["D"].state_dict()["0.weight"])
 
