@@ -19,8 +19,8 @@ from benchmarks.timing import pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
-from deblur import recipe as recipes
-from deblur.recipe import Recipe
+from deblur.config import recipe as recipes
+from deblur.config.recipe import Recipe
 from deblur.state import checkpoint_parts
 from deblur.update import Updater
 

@@ -36,12 +36,12 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns
 from cluster.errors import InputError
 from cluster.storage import join, open_store
+from deblur.config.recipe import DataRecipe
 from deblur.data import pictures
 from deblur.data.loader import BadSamples, Crop, batches, read_files
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, PackedSample, read_index, write_index, write_split
 from deblur.data.stream import Dataset
-from deblur.recipe import DataRecipe
 
 HEIGHT, WIDTH = 720, 1280
 CUT, STEP = 512, 256

@@ -26,9 +26,9 @@ from benchmarks.update import Settings as UpdateSettings
 from benchmarks.update import recipe_of
 from cluster.rehearsal.network import Place, can_isolate, new_name, new_network
 from cluster.sync import Rank
+from deblur.config.recipe import Recipe
 from deblur.models.vgg import load_features
 from deblur.networks import build
-from deblur.recipe import Recipe
 from deblur.update import Updater
 
 # alone         without any other rank

@@ -21,11 +21,11 @@ from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns, pick_device, seconds
 from cluster.sync import Rank
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import Recipe
 from deblur.models.build import build_generator
 from deblur.models.vgg import load_features
 from deblur.networks import build, in_bfloat16
-from deblur.recipe import Recipe
 from deblur.update import Updater
 
 CEILING_SIDE = {"cpu": 4096, "cuda": 16384}

@@ -14,12 +14,12 @@ import tyro
 
 from cluster.errors import one_line_errors
 from cluster.storage import join
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import Recipe
 from deblur.curves import report_png
 from deblur.data import pictures
 from deblur.data.loader import pairs_of
 from deblur.evaluate import evaluate
-from deblur.recipe import Recipe
 from deblur.tiles import restore_picture
 from deblur.train import Settings, open_dataset, packed_samples, train
 from deblur.trained import load_model

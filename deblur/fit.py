@@ -11,7 +11,8 @@ from torch import Tensor
 from cluster.errors import Diverged, InputError
 from cluster.exporter import Numbers
 from cluster.sync import Agenda, Intervals, Outlook, Rank, Record, Sync
-from deblur import randomness
+from deblur.config import randomness
+from deblur.config.recipe import Recipe
 from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
@@ -19,7 +20,6 @@ from deblur.data.stream import Dataset
 from deblur.models.pixels import from_uint8
 from deblur.models.vgg import Features
 from deblur.networks import build
-from deblur.recipe import Recipe
 from deblur.run import Run
 from deblur.schedule import rate_at
 from deblur.state import checkpoint_parts, load, warmed_up

@@ -4,13 +4,12 @@ A higher score says sharper. Every function returns [B], unweighted; weights and
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
+from deblur.config.recipe import Objective
 
 
 def content_distance(restored_features: Tensor, sharp_features: Tensor) -> Tensor:

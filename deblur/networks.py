@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from cluster.sync import Rank
-from deblur import randomness
+from deblur.config import randomness
+from deblur.config.recipe import Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.layers import mixes_images
 from deblur.models.vgg import Features
-from deblur.recipe import Recipe
 from deblur.update import Autocast, Updater
 
 _log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ import tyro
 
 from cluster.errors import InputError, NotFound, one_line_errors
 from cluster.storage import join, open_store
+from deblur.config.recipe import flat
 from deblur.curves import PANELS, Metrics, Strip, detail_of, panel_svg, report_png
 from deblur.data import pictures
-from deblur.recipe import flat
 from deblur.run import Run
 
 _LABELS = ("blurred", "restored", "sharp")

@@ -26,9 +26,9 @@ from cluster.storage import Retry, Store, join, open_store
 from cluster.storage import lease as leases
 from cluster.storage.checkpoints import Checkpoints
 from cluster.storage.lease import Lease
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import Recipe
 from deblur.data import pictures
-from deblur.recipe import Recipe
 
 # A note that cannot be written is followed by another: none is worth waiting for.
 _NOTE = Retry(limit_s=5.0, stall_s=5.0)

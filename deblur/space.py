@@ -15,8 +15,8 @@ from typing import Any, get_args, get_type_hints
 
 from cluster.errors import InputError
 from cluster.storage import read_url
-from deblur import randomness
-from deblur.recipe import Recipe
+from deblur.config import randomness
+from deblur.config.recipe import Recipe
 
 Value = float | int | str | bool
 Values = Mapping[str, Value]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
-from deblur import randomness
+from deblur.config import randomness
 from deblur.space import Choices, Space, Value, holds
 from deblur.trials import Metric, Trial
 

@@ -23,8 +23,9 @@ from cluster.storage import lease as leases
 from cluster.storage.cache import Cache
 from cluster.storage.lease import Holder, Lease
 from cluster.sync import Intervals, Rank, Sync
-from deblur import settings as settings_of
 from deblur.check import nodes_that_reach, summary
+from deblur.config import cli as settings_of
+from deblur.config.cli import Kind, Shared
 from deblur.data.plan import lanes_of
 from deblur.data.shards import read_index
 from deblur.data.stream import Dataset
@@ -32,7 +33,6 @@ from deblur.fit import fit, plan_of, total_images
 from deblur.models.vgg import Features, digest, load_features
 from deblur.pack import pack_samples
 from deblur.run import Origin, Run
-from deblur.settings import Kind, Shared
 from deblur.telemetry import numbers_of
 
 MAX_VALIDATIONS = 100  # per run, where nothing else is said

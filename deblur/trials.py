@@ -17,8 +17,8 @@ from cluster.errors import InputError, NotFound
 from cluster.storage import Retry, join, open_store
 from cluster.storage import lease as leases
 from cluster.storage.lease import Holder
-from deblur import recipe as recipes
-from deblur.recipe import Recipe, flat
+from deblur.config import recipe as recipes
+from deblur.config.recipe import Recipe, flat
 from deblur.space import Value, applied
 
 Metric = Literal["psnr", "ssim"]

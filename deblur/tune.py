@@ -17,15 +17,15 @@ from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, join
 from cluster.storage import lease as leases
 from cluster.storage.lease import Holder
-from deblur import recipe as recipes
 from deblur import search_report, space, tpe
-from deblur import settings as settings_of
 from deblur.check import dataset_line, nodes_that_reach
+from deblur.config import cli as settings_of
+from deblur.config import recipe as recipes
+from deblur.config.cli import Shared
 from deblur.data.stream import Dataset
 from deblur.fit import plan_of, total_images
 from deblur.run import Origin, Run
 from deblur.search_table import Shown, counts, table
-from deblur.settings import Shared
 from deblur.train import Settings as TrainSettings
 from deblur.train import located, origin_of, train
 from deblur.trials import POINT, Metric, Search, Trial

@@ -13,9 +13,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import GeneratorRecipe
 from deblur.models.build import build_generator
-from deblur.recipe import GeneratorRecipe
 from tests.servers import wait_until_it_answers
 
 REPOSITORY = Path(__file__).parents[1]

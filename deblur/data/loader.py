@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from cluster.errors import DamagedError, InputError
-from deblur import randomness
+from deblur.config import randomness
+from deblur.config.recipe import DataRecipe
 from deblur.data import pictures
 from deblur.data.pictures import Undecodable
 from deblur.data.plan import Plan
 from deblur.data.shards import Sample, Shard, Split, unpack
 from deblur.data.stream import Dataset, Slice, updates
-from deblur.recipe import DataRecipe
 
 UPDATES_AHEAD = 3
 

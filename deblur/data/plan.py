@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from cluster.errors import InputError
-from deblur import randomness
+from deblur.config import randomness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from deblur.config.recipe import Recipe
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
-from deblur.recipe import Recipe
 
 
 def build_generator(recipe: Recipe) -> nn.Module:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
+from deblur.config.recipe import FeatureName
 from deblur.models.weights import read_weights, torchvision_weights
-
-FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 
 # Network, and how many of torchvision's `features` are taken.
 _TRUNKS: dict[FeatureName, tuple[str, int]] = {

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from cluster.errors import InputError
 from cluster.storage import open_store
 from deblur import evaluate as command
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.data.sample_set import blurred_photographs
 from deblur.detection import Detections, Matches
 from deblur.evaluate import Settings, dataset_pairs, evaluate, folder_pairs
 from deblur.models.build import build_generator
 from deblur.quality import DEFINITION
-from deblur.recipe import GeneratorRecipe, Recipe
 from tests.datasets import write_dataset
 
 

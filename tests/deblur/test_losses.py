@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deblur.losses import Objective, content_distance, critic_terms, generator_term, gradient_penalty
+from deblur.config.recipe import Objective
+from deblur.losses import content_distance, critic_terms, generator_term, gradient_penalty
 from deblur.models.critic import PatchCritic
 from deblur.models.generator import ResNetGenerator
 

@@ -16,11 +16,11 @@ import torch
 from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
-from deblur import recipe as recipes
 from deblur import restore
+from deblur.config import recipe as recipes
+from deblur.config.recipe import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.models.build import build_generator
-from deblur.recipe import GeneratorRecipe, Recipe
 from deblur.restore import Photo, plan, restore_file
 from deblur.trained import load_model
 from tests.datasets import picture

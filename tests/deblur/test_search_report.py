@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from deblur import recipe as recipes
 from deblur import search_report
+from deblur.config import recipe as recipes
 from deblur.importance import ENOUGH
 from deblur.search_table import Shown
 from deblur.space import drawn, space_of

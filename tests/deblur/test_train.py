@@ -22,9 +22,9 @@ from cluster.errors import InputError
 from cluster.local import Settings as ClusterSettings
 from cluster.local import local_cluster
 from cluster.storage import join, open_store
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import DataRecipe, GeneratorRecipe
 from deblur.models.vgg import load_features
-from deblur.recipe import DataRecipe, GeneratorRecipe
 from deblur.run import Run
 from deblur.train import parse, prepare
 from tests.datasets import write_dataset

@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.storage import lease as leases
 from cluster.storage.lease import Lease
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
 from deblur.search_table import counts, table
 from deblur.train import parse
 from deblur.trials import Search, Trial

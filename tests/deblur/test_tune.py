@@ -14,11 +14,11 @@ import ray
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur import settings as settings_of
 from deblur import tpe
+from deblur.config import cli as settings_of
+from deblur.config.cli import Shared
 from deblur.data.shards import Index, read_index, write_index
 from deblur.run import Run
-from deblur.settings import Shared
 from deblur.train import Settings as TrainSettings
 from deblur.trials import Search, Trial
 from deblur.tune import Plan, _configuration, _same_always, _validations, parse, prepare, tune

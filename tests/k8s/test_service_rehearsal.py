@@ -19,9 +19,9 @@ import torch
 
 from cluster.local import LocalCluster, Settings, free_port
 from cluster.storage import open_store
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import GeneratorRecipe
 from deblur.models.build import build_generator
-from deblur.recipe import GeneratorRecipe
 from tests.clusters import ISOLATED, isolated_cluster
 from tests.datasets import picture
 from tests.fault_proxy import FaultProxy, Plan

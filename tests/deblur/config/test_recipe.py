@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import InputError
-from deblur import recipe as recipes
+from deblur.config import recipe as recipes
+from deblur.config.recipe import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
-from deblur.recipe import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
 
 
 def test_paper_is_the_papers() -> None:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
 from cluster.errors import InputError
-from deblur.losses import Objective
-from deblur.models.vgg import FeatureName
 
 try:
     import tyro
@@ -20,6 +18,8 @@ except ModuleNotFoundError:  # a bare machine with torch: recipes without a comm
     _FLAT = None
 else:
     _FLAT = tyro.conf.arg(name="")  # --batch-size, not --data.batch-size
+Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
+FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 MAX_CRITIC_UPDATES = 64  # a critic that steps more often than this per generator step is a typing error
 
 
@@ -272,3 +272,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _at_least(name: str, value: float, smallest: float) -> None:
     if not value >= smallest:
         raise InputError(f"{name} is {value}; it must be at least {smallest}")
+
+
+FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]

@@ -1,0 +1,4 @@
+"""Recipes, flags, and the seeds of every random draw.
+
+May import cluster.
+"""
