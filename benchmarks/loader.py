@@ -38,10 +38,10 @@ from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.config.recipe import DataRecipe
 from deblur.data import pictures
+from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, Crop, batches, read_files
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, PackedSample, read_index, write_index, write_split
-from deblur.data.stream import Dataset
 
 HEIGHT, WIDTH = 720, 1280
 CUT, STEP = 512, 256

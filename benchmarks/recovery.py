@@ -26,11 +26,11 @@ from cluster.local import LocalCluster, local_cluster
 from cluster.local import Settings as ClusterSettings
 from cluster.rehearsal.network import can_isolate
 from cluster.storage import join, open_store
-from deblur.data.stream import Dataset
+from deblur.data.dataset import Dataset, open_dataset
+from deblur.data.packing import pack_samples
 from deblur.fit import plan_of, total_images
-from deblur.pack import pack_samples
 from deblur.run import Run
-from deblur.train import open_dataset, parse
+from deblur.train import parse
 
 # The smallest run that is still the paper's: penalty, several critic steps, InstanceNorm, dropout.
 RECIPE = shlex.split("""

@@ -32,10 +32,11 @@ from benchmarks.timing import in_turns
 from cluster.errors import InputError
 from cluster.storage import Retry, Store, open_store
 from cluster.storage.s3 import s3_client
+from deblur.data.dataset import Dataset
 from deblur.data.loader import UPDATES_AHEAD
 from deblur.data.plan import Plan
 from deblur.data.shards import Index, Sample, Shard, Split
-from deblur.data.stream import BLOCK_BYTES, Dataset, updates
+from deblur.data.stream import BLOCK_BYTES, updates
 
 SAMPLE_BYTES = 1_300_000  # a pair of GOPRO in PNG
 

@@ -18,10 +18,12 @@ from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
 from deblur.curves import report_png
 from deblur.data import pictures
+from deblur.data.dataset import open_dataset
 from deblur.data.loader import pairs_of
+from deblur.data.packing import packed_samples
 from deblur.evaluate import evaluate
 from deblur.tiles import restore_picture
-from deblur.train import Settings, open_dataset, packed_samples, train
+from deblur.train import Settings, train
 from deblur.trained import load_model
 
 RANKS = 2

@@ -27,9 +27,9 @@ from cluster.errors import InputError, one_line_errors
 from cluster.storage import open_store
 from deblur import detection, perceptual
 from deblur.data import pictures
+from deblur.data.dataset import Dataset
 from deblur.data.loader import pairs_of
 from deblur.data.shards import read_index
-from deblur.data.stream import Dataset
 from deblur.detection import Detector, DetectorName, FaceCascade, NetworkDetector, match
 from deblur.perceptual import load_lpips, lpips
 from deblur.quality import DEFINITION, psnr, ssim

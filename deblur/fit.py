@@ -13,10 +13,10 @@ from cluster.exporter import Numbers
 from cluster.sync import Agenda, Intervals, Outlook, Rank, Record, Sync
 from deblur.config import randomness
 from deblur.config.recipe import Recipe
+from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
-from deblur.data.stream import Dataset
 from deblur.models.pixels import from_uint8
 from deblur.models.vgg import Features
 from deblur.networks import build

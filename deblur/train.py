@@ -26,12 +26,11 @@ from cluster.sync import Intervals, Rank, Sync
 from deblur.check import nodes_that_reach, summary
 from deblur.config import cli as settings_of
 from deblur.config.cli import Kind, Shared
+from deblur.data.dataset import Dataset, open_dataset
+from deblur.data.packing import packed_samples
 from deblur.data.plan import lanes_of
-from deblur.data.shards import read_index
-from deblur.data.stream import Dataset
 from deblur.fit import fit, plan_of, total_images
 from deblur.models.vgg import Features, digest, load_features
-from deblur.pack import pack_samples
 from deblur.run import Origin, Run
 from deblur.telemetry import numbers_of
 
@@ -182,15 +181,6 @@ def _first(settings: Shared) -> Retry:
     return Retry(limit_s=min(FIRST_ANSWER_S, settings.storage_wait_s))
 
 
-def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
-    """The dataset at a root. Raises InputError where there is none, or none to train on."""
-    store = open_store(url, retry)
-    index = read_index(store)
-    if not index.splits["train"].num_samples:
-        raise InputError(f"{store.url}: its training split is empty; pack it again")
-    return Dataset(store, index)
-
-
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     """What each rank does, with the plain values of `_launch`. Returns whether the end of the recipe was reached."""
     settings = settings_of.from_plain(Settings, config["settings"])
@@ -248,17 +238,6 @@ def _placement(settings: Settings) -> Placement:
         ranks_per_node=settings.ranks_per_node,
         wait_s=settings.wait_s,
     )
-
-
-def packed_samples(runs: str) -> str:
-    """The sample photographs as a dataset beside the runs, packed at the first call."""
-    store = open_store(join(runs, "sample-set"))
-    try:
-        read_index(store)
-    except InputError:
-        print(f"no --data and no DEBLUR_DATA: packing the sample photographs into {store.url}", flush=True)
-        pack_samples(store)
-    return store.url
 
 
 def _needs_ray(settings: Settings) -> bool:

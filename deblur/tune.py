@@ -22,7 +22,7 @@ from deblur.check import dataset_line, nodes_that_reach
 from deblur.config import cli as settings_of
 from deblur.config import recipe as recipes
 from deblur.config.cli import Shared
-from deblur.data.stream import Dataset
+from deblur.data.dataset import Dataset
 from deblur.fit import plan_of, total_images
 from deblur.run import Origin, Run
 from deblur.search_table import Shown, counts, table

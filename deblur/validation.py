@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.sync import Rank, Sync
+from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, pairs_of
-from deblur.data.stream import Dataset
 from deblur.models.pixels import from_uint8, to_uint8
 from deblur.quality import psnr, ssim
 from deblur.run import Run

@@ -21,10 +21,11 @@ from cluster.errors import DamagedError, InputError
 from deblur.config import randomness
 from deblur.config.recipe import DataRecipe
 from deblur.data import pictures
+from deblur.data.dataset import Dataset
 from deblur.data.pictures import Undecodable
 from deblur.data.plan import Plan
 from deblur.data.shards import Sample, Shard, Split, unpack
-from deblur.data.stream import Dataset, Slice, updates
+from deblur.data.stream import Slice, updates
 
 UPDATES_AHEAD = 3
 

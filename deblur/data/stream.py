@@ -7,32 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cluster.storage import Store
-from cluster.storage.cache import Cache
+from deblur.data.dataset import Dataset
 from deblur.data.plan import Plan
-from deblur.data.shards import Index, Sample, Shard, Split
+from deblur.data.shards import Sample, Shard, Split
 
 BLOCK_BYTES = 8 << 20  # one ranged GET: long enough to hide its latency, short enough to be held twice for every lane
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The root of a dataset, what its index says, and where its shards are kept on this node."""
-
-    store: Store
-    index: Index
-    cache: Cache | None = None
-
-    def read(self, shard: Shard, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a shard."""
-        return (self.cache or self.store).get(shard.name, start, end)
-
-    def read_again(self, shard: Shard, sample: Sample) -> bytes:
-        """A sample's slice from the store itself, after bytes that were wrong."""
-        start, end = sample.offset, sample.offset + sample.length
-        if self.cache:
-            self.cache.forget(shard.name, start, end)
-        return self.store.get(shard.name, start, end)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from cluster.errors import DamagedError, StorageUnavailable
 from cluster.storage import Retry, Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config.recipe import DataRecipe
+from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, batches
 from deblur.data.plan import Plan
-from deblur.data.stream import Dataset
 from tests.datasets import write_dataset
 from tests.fault_proxy import FaultProxy
 from tests.fault_proxy import Plan as Faults

@@ -22,9 +22,9 @@ from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur import fit as fit_module
 from deblur.config.recipe import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
+from deblur.data.dataset import Dataset
 from deblur.data.loader import Batch, batches
 from deblur.data.shards import read_index
-from deblur.data.stream import Dataset
 from deblur.fit import fit, plan_of, total_images
 from deblur.models.vgg import load_features
 from deblur.run import Origin, Run

@@ -16,10 +16,10 @@ from cluster.storage.cache import Cache
 from deblur.config import randomness
 from deblur.config.recipe import DataRecipe
 from deblur.data import pictures
+from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, Batch, Crop, batches, pairs_of
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index, write_split
-from deblur.data.stream import Dataset
 from tests.datasets import picture, samples, write_dataset
 
 DATA = DataRecipe(batch_size=4, crop=24, rotate=True)

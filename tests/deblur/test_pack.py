@@ -18,11 +18,11 @@ from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.data import pictures
 from deblur.data.blur import blurred
+from deblur.data.dataset import Dataset
 from deblur.data.loader import pairs_of
+from deblur.data.packing import Settings, pack, starts, summary
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
 from deblur.data.shards import Index, Split, read_index
-from deblur.data.stream import Dataset
-from deblur.pack import Settings, pack, starts, summary
 from tests.datasets import picture
 
 SCENES = {"train": ["GOPR01_00_00", "GOPR02_00_00", "GOPR03_00_00"], "test": ["GOPR09_00_00"]}

@@ -1,0 +1,37 @@
+"""A dataset: where its shards are, and what its index says of them."""
+
+from dataclasses import dataclass
+
+from cluster.errors import InputError
+from cluster.storage import Retry, Store, open_store
+from cluster.storage.cache import Cache
+from deblur.data.shards import Index, Sample, Shard, read_index
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The root of a dataset, what its index says, and where its shards are kept on this node."""
+
+    store: Store
+    index: Index
+    cache: Cache | None = None
+
+    def read(self, shard: Shard, start: int, end: int) -> bytes:
+        """The bytes [start, end) of a shard."""
+        return (self.cache or self.store).get(shard.name, start, end)
+
+    def read_again(self, shard: Shard, sample: Sample) -> bytes:
+        """A sample's slice from the store itself, after bytes that were wrong."""
+        start, end = sample.offset, sample.offset + sample.length
+        if self.cache:
+            self.cache.forget(shard.name, start, end)
+        return self.store.get(shard.name, start, end)
+
+
+def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
+    """The dataset at a root. Raises InputError where there is none, or none to train on."""
+    store = open_store(url, retry)
+    index = read_index(store)
+    if not index.splits["train"].num_samples:
+        raise InputError(f"{store.url}: its training split is empty; pack it again")
+    return Dataset(store, index)

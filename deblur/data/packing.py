@@ -1,0 +1,301 @@
+"""Packing: from the pictures of a source to the shards and the index of a dataset."""
+
+import re
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from cluster.errors import InputError
+from cluster.storage import Store, join, open_store
+from deblur.data import pairs, pictures, sample_set
+from deblur.data.blur import blurred as motion_blurred
+from deblur.data.pairs import GoproBlur, Pair, Photograph
+from deblur.data.shards import INDEX, Index, PackedSample, Split, read_index, write_index, write_split
+
+
+def packed_samples(runs: str) -> str:
+    """The sample photographs as a dataset beside the runs, packed at the first call."""
+    store = open_store(join(runs, "sample-set"))
+    try:
+        read_index(store)
+    except InputError:
+        print(f"no --data and no DEBLUR_DATA: packing the sample photographs into {store.url}", flush=True)
+        pack_samples(store)
+    return store.url
+
+
+SAMPLES = "samples"
+
+
+GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the whole GOPRO_Large
+
+
+SAMPLE_CUT, SAMPLE_STEP = 256, 192  # what the paper crops: small, for a demo should not spend its minutes on decoding
+
+
+_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    source: tyro.conf.Positional[str]
+    """Folder, or the word samples."""
+    out: str
+    """Root of the dataset, a folder or s3://bucket/prefix."""
+    blur: GoproBlur | None = None
+    """GOPRO's blurred pictures: blur as averaged, blur_gamma averaged in linear light. Must be chosen."""
+    validation_scenes: int = 2
+    """Whole scenes taken from train for validation; 0 leaves train whole, as in the paper."""
+    cut: int | None = None
+    """Cut training pictures into squares of so many pixels, so that less is decoded per crop."""
+    step: int | None = None
+    """Pixels from one square to the next; else half of --cut."""
+    shard_mb: int = 128
+    """Size of a shard in MB (1,000,000 bytes)."""
+    seed: int = 0
+    """Of the order of samples, the choice of validation scenes and the blur of photographs."""
+    overwrite: bool = False
+    """Replace a dataset that is there already."""
+
+    def __post_init__(self) -> None:
+        for name in ("cut", "step", "shard_mb"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name in ("validation_scenes", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
+        if self.step is not None and (self.cut is None or self.step > self.cut):
+            raise InputError(f"--step {self.step} needs a --cut of at least that; nothing may be left between squares")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded picture, uint8 [H, W, 3], with its PNG bytes where it came as an RGB PNG of 8 bits."""
+
+    name: str
+    pixels: np.ndarray
+    png: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A pair that can be read."""
+
+    key: str
+    scene: str
+    read: Callable[[], tuple[Picture, Picture]] = field(compare=False)
+
+
+def pack(settings: Settings) -> Index:
+    """Writes the dataset and returns its index. What can be checked without decoding is checked before any write."""
+    store = open_store(settings.out)
+    splits, made = _sources(settings)
+    if INDEX in store.list(INDEX):
+        if not settings.overwrite:
+            raise InputError(f"{join(store.url, INDEX)}: a dataset is there; choose another --out or --overwrite")
+        store.delete(INDEX)
+    index = Index(made=made, splits={name: _write(store, name, sources, settings) for name, sources in splits.items()})
+    _remove_strangers(store, index)
+    write_index(store, index)
+    return index
+
+
+def pack_samples(store: Store) -> Index:
+    """The sample set as a dataset; replaces one that is there."""
+    return pack(Settings(source=SAMPLES, out=store.url, overwrite=True))
+
+
+# ---- what there is
+
+
+def _sources(settings: Settings) -> tuple[dict[str, list[Source]], dict[str, Any]]:
+    """The pairs of each split in the order of packing, and a description of how they came to be."""
+    cut = settings.cut and (settings.cut, settings.step or -(-settings.cut // 2))
+    made: dict[str, Any] = {"seed": settings.seed, "cut": cut and list(cut), "shard_mb": settings.shard_mb}
+    if settings.source == SAMPLES:
+        if settings.blur or settings.cut:
+            raise InputError("samples: these photographs are blurred and cut in one way; leave out --blur and --cut")
+        splits = {split: _sample_sources(split) for split in sample_set.PHOTOGRAPHS}
+        made |= {"layout": SAMPLES, "cut": [SAMPLE_CUT, SAMPLE_STEP]}
+    else:
+        layout, splits = _read_layout(Path(settings.source), settings)
+        made |= {"layout": layout, "blur": settings.blur, "validation_scenes": settings.validation_scenes}
+        splits = _with_validation(splits, settings.validation_scenes, settings.seed)
+    if not splits["train"]:
+        raise InputError(f"{settings.source}: no training pairs found")
+    order = np.random.default_rng([settings.seed, len(splits["train"])]).permutation(len(splits["train"]))
+    return splits | {"train": [splits["train"][i] for i in order]}, made
+
+
+def _read_layout(root: Path, settings: Settings) -> tuple[str, dict[str, list[Source]]]:
+    layout = pairs.layout_of(root)
+    if settings.blur and layout != "gopro":
+        raise InputError(f"--blur {settings.blur}: {root} is no GOPRO tree, its blurred pictures are of one kind")
+    if layout == "photographs":
+        found = pairs.find_photographs(root)
+        return layout, {"train": [_photograph_source(photograph, settings.seed) for photograph in found]}
+    if layout == "gopro" and not settings.blur:
+        raise InputError(f"{root}: choose --blur blur (as averaged) or --blur blur_gamma (averaged in linear light)")
+    find = partial(pairs.find_gopro, blur=settings.blur) if layout == "gopro" else pairs.find_flat
+    splits = {split: find(root, split) for split in ("train", "test")}
+    pairs.check_sizes(chain.from_iterable(splits.values()))
+    return layout, {name: list(map(_pair_source, found)) for name, found in splits.items() if found or name == "train"}
+
+
+def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> dict[str, list[Source]]:
+    """The same with whole scenes of train moved to validation. Raises InputError where train would be left empty."""
+    scenes = sorted({source.scene for source in splits["train"]})
+    if count == 0:
+        return splits
+    if count >= len(scenes):
+        raise InputError(
+            f"--validation-scenes {count}: there are only {len(scenes)} scenes to train on; choose "
+            f"{max(0, len(scenes) - 1)} or less (0: no validation)"
+        )
+    chosen = set(np.random.default_rng([seed, count]).choice(scenes, count, replace=False).tolist())
+    train = [source for source in splits["train"] if source.scene not in chosen]
+    validation = [source for source in splits["train"] if source.scene in chosen]
+    return {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k != "train"}
+
+
+def _pair_source(pair: Pair) -> Source:
+    return Source(key=pair.key, scene=pair.scene, read=lambda: (_read(pair.blurred), _read(pair.sharp)))
+
+
+def _photograph_source(photograph: Photograph, seed: int) -> Source:
+    def read() -> tuple[Picture, Picture]:
+        sharp = _read(photograph.path)
+        # By its name, so that another photograph more or less changes no blur.
+        blurred = motion_blurred(sharp.pixels, (seed, zlib.crc32(photograph.key.encode())))
+        return Picture(name=f"{sharp.name} (blurred)", pixels=blurred), sharp
+
+    return Source(key=photograph.key, scene=photograph.key, read=read)
+
+
+def _sample_sources(split: str) -> list[Source]:
+    def source(found: sample_set.BlurredPhotograph) -> Source:
+        both = Picture(name=found.key, pixels=found.blurred), Picture(name=found.key, pixels=found.sharp)
+        return Source(key=found.key, scene=found.scene, read=lambda: both)
+
+    return [source(found) for found in sample_set.blurred_photographs(split)]
+
+
+def _read(path: Path) -> Picture:
+    """A picture of a file; the bytes of an RGB PNG of 8 bits are kept as they are."""
+    data = path.read_bytes()
+    header = pictures.open_picture(data, str(path))
+    # Bytes 24 and 25 are depth and colour type: Pillow calls a PNG of 16 bits RGB too.
+    plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and "transparency" not in header.info
+    kept = data if plain else None
+    return Picture(name=str(path), pixels=pictures.decode(data, str(path)), png=kept)
+
+
+# ---- what becomes of it
+
+
+def _write(store: Store, split: str, sources: Sequence[Source], settings: Settings) -> Split:
+    # Evaluation is on full frames: training pictures alone are cut.
+    cut = None if split != "train" else (SAMPLE_CUT, SAMPLE_STEP) if settings.source == SAMPLES else _cut_of(settings)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        packed = _in_order(pool, partial(_pack_one, cut=cut), sources)
+        samples = chain.from_iterable(tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None))
+        if cut:
+            samples = _shuffled(samples, settings.seed)
+        return write_split(store, split, samples, settings.shard_mb * 1_000_000)
+
+
+def _shuffled(samples: Iterable[PackedSample], seed: int) -> Iterator[PackedSample]:
+    """The same in random order, by way of a temporary folder: neighbours would be pieces of one picture."""
+    with tempfile.TemporaryDirectory(prefix="deblur-pack-") as folder:
+        spool = open_store(folder)
+        waiting = []
+        for nth, sample in enumerate(samples):
+            spool.put(f"{nth}.blurred", sample.blurred_png)
+            spool.put(f"{nth}.sharp", sample.sharp_png)
+            waiting.append(replace(sample, blurred_png=b"", sharp_png=b""))
+        for nth in np.random.default_rng([seed, len(waiting)]).permutation(len(waiting)):
+            yield replace(waiting[nth], blurred_png=spool.get(f"{nth}.blurred"), sharp_png=spool.get(f"{nth}.sharp"))
+
+
+def _cut_of(settings: Settings) -> tuple[int, int] | None:
+    return (settings.cut, settings.step or -(-settings.cut // 2)) if settings.cut else None
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Source], list[PackedSample]], sources: Iterable[Source]
+) -> Iterator[list[PackedSample]]:
+    """`pool.map`, but no further ahead than the threads need: a dataset does not fit into memory."""
+    pending: deque[Future[list[PackedSample]]] = deque()
+    for source in sources:
+        pending.append(pool.submit(work, source))
+        if len(pending) > 2 * _THREADS:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _pack_one(source: Source, cut: tuple[int, int] | None) -> list[PackedSample]:
+    """The samples of one pair. Raises InputError where its two pictures differ in size, naming both."""
+    blurred, sharp = source.read()
+    if blurred.pixels.shape != sharp.pixels.shape:
+        sizes = [f"{p.name} is {p.pixels.shape[1]}x{p.pixels.shape[0]}" for p in (blurred, sharp)]
+        raise InputError(f"{' but '.join(sizes)}; a pair must be of one size")
+    height, width = sharp.pixels.shape[:2]
+    if cut is None or (height <= cut[0] and width <= cut[0]):
+        pngs = [picture.png or pictures.encode_png(picture.pixels) for picture in (blurred, sharp)]
+        return [_packed(source, source.key, pngs, (height, width))]
+    squares = []
+    for top in starts(height, *cut):
+        for left in starts(width, *cut):
+            inside = np.s_[top : top + cut[0], left : left + cut[0]]
+            pngs = [pictures.encode_png(picture.pixels[inside]) for picture in (blurred, sharp)]
+            size = (min(cut[0], height), min(cut[0], width))
+            squares.append(_packed(source, f"{source.key}-r{top:05d}-c{left:05d}", pngs, size))
+    return squares
+
+
+def starts(length: int, cut: int, step: int) -> list[int]:
+    """Where pieces of `cut` begin that cover [0, length) in steps; the last one ends at the border."""
+    last = max(0, length - cut)
+    return [*range(0, last, step), last]
+
+
+def _packed(source: Source, key: str, pngs: list[bytes], size: tuple[int, int]) -> PackedSample:
+    return PackedSample(key=key, blurred_png=pngs[0], sharp_png=pngs[1], meta={"scene": source.scene}, size=size)
+
+
+def _remove_strangers(store: Store, index: Index) -> None:
+    """Shards that an earlier, interrupted pack left and this one did not write."""
+    mine = {shard.name for split in index.splits.values() for shard in split.shards}
+    for split in ("train", "validation", "test"):
+        for key in store.list(f"{split}/"):
+            if re.fullmatch(rf"{split}/\d{{6}}\.tar", key) and key not in mine:
+                store.delete(key)
+
+
+def summary(index: Index) -> str:
+    """What was packed, for people."""
+    lines = [
+        f"{name}: {split.num_samples:,} samples in {len(split.shards)} shards, "
+        f"{sum(shard.size_bytes for shard in split.shards) / 1e6:,.1f} MB"
+        for name, split in index.splits.items()
+    ]
+    if index.made["layout"] == "gopro" and not index.made["cut"]:
+        counts = {name: split.num_samples for name, split in index.splits.items()}
+        found = {"train": counts["train"] + counts.get("validation", 0), "test": counts.get("test", 0)}
+        whole = "the whole" if found == GOPRO_COUNTS else "NOT the whole"
+        expected = ", ".join(f"{count:,} {name}" for name, count in GOPRO_COUNTS.items())
+        lines.append(f"{whole} GOPRO_Large, which has {expected} pairs")
+    return "\n".join([*lines, f"digest {index.digest}"])
