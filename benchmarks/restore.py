@@ -23,8 +23,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns, pick_device
 from benchmarks.update import matmul_rate
 from deblur.config import recipe as recipes
+from deblur.inference.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
 from deblur.models.build import build_generator
-from deblur.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
 
 _Size = tuple[int, int]  # width, height
 
@@ -122,7 +122,7 @@ def pixels_in_tiles(size: _Size, tile: int, generator: nn.Module) -> int:
     inside = sum((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)
     in_one = max(size) <= tile
     measured = not in_one and any(isinstance(module, nn.InstanceNorm2d) for module in generator.modules())
-    return inside + (size[0] * size[1] if measured else 0)  # deblur/tiles.py: _measuring
+    return inside + (size[0] * size[1] if measured else 0)  # deblur/inference/tiles.py: _measuring
 
 
 def _size(text: str) -> _Size:

@@ -27,8 +27,8 @@ from benchmarks.restore import generator_of, picture_of
 from benchmarks.timing import in_turns, pick_device
 from deblur.batching import Batcher, most_pixels
 from deblur.data import pictures
-from deblur.pieces import Piece, PieceRunner
-from deblur.tiles import MAX_PIXELS
+from deblur.inference.pieces import Piece, PieceRunner
+from deblur.inference.tiles import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from deblur.pieces import Piece
-from deblur.tiles import MAX_PIXELS
+from deblur.inference.pieces import Piece
+from deblur.inference.tiles import MAX_PIXELS
 
 # On CPUs a piece of 256x256 keeps the cores busy, and more of them in a batch only leave the caches
 # (benchmarks/README.md).

@@ -1,8 +1,7 @@
 """What can be known before a start: whether all nodes reach the data and the runs, and what would run."""
 
-from cluster.errors import InputError
 from cluster.on_ray.placement import Placement
-from cluster.storage import join, open_store, preflight
+from cluster.storage import join
 from deblur.data.shards import INDEX, Index
 
 
@@ -11,22 +10,9 @@ def nodes_that_reach(data: str, runs: str, placement: Placement) -> list[str]:
 
     Raises InputError where one cannot, and where too few nodes come within the wait.
     """
-    return reached_by(join(data, INDEX), runs, placement, "--data and --runs (DEBLUR_DATA, DEBLUR_RUNS)")
+    from cluster.on_ray.launch import check_nodes_can_access  # needs Ray
 
-
-def reached_by(readable: str, writable: str, placement: Placement, named: str) -> list[str]:
-    """The same of any object and any root; `named` is what the user named them by."""
-    from cluster.on_ray import launch  # needs Ray
-
-    with preflight.marker(open_store(writable, preflight.ANSWER)) as key:
-        answers = launch.everywhere(placement, preflight.look_around, readable, writable, key)
-    for address, error in answers.items():
-        if error:
-            raise InputError(
-                f"node {address}: {error}; {named} must name places that every node reaches and is allowed to use: "
-                "s3://bucket/prefix, or a folder that all of them mount"
-            )
-    return sorted(answers)
+    return check_nodes_can_access(join(data, INDEX), runs, placement, "--data and --runs (DEBLUR_DATA, DEBLUR_RUNS)")
 
 
 def summary(index: Index, data: str, run_url: str, images_seen: int, total: int, batch_size: int) -> str:

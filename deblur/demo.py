@@ -22,9 +22,9 @@ from deblur.data.dataset import open_dataset
 from deblur.data.loader import pairs_of
 from deblur.data.packing import packed_samples
 from deblur.evaluate import evaluate
-from deblur.tiles import restore_picture
+from deblur.inference.generator import load_model
+from deblur.inference.tiles import restore_picture
 from deblur.train import Settings, train
-from deblur.trained import load_model
 
 RANKS = 2
 _CPU = torch.device("cpu")

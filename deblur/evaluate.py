@@ -31,11 +31,11 @@ from deblur.data.dataset import Dataset
 from deblur.data.loader import pairs_of
 from deblur.data.shards import read_index
 from deblur.detection import Detector, DetectorName, FaceCascade, NetworkDetector, match
+from deblur.inference.generator import load_model, pick_device
+from deblur.inference.tiles import restore_picture
 from deblur.perceptual import load_lpips, lpips
 from deblur.quality import DEFINITION, psnr, ssim
 from deblur.scores import Score, as_json, summary, table
-from deblur.tiles import restore_picture
-from deblur.trained import load_model, pick_device
 
 KeyedPair = tuple[str, np.ndarray, np.ndarray]  # key, blurred and sharp: uint8 RGB [H, W, 3]
 _THREADS = 2  # that decode ahead of the generator

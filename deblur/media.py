@@ -1,6 +1,6 @@
 """What travels over HTTP: which types of pictures come and go, and which one a client is answered with."""
 
-from deblur.photograph import Photograph, obstacle
+from deblur.inference.photograph import Photograph, obstacle
 
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 TYPES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}

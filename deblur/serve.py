@@ -25,8 +25,8 @@ from cluster.errors import InputError, one_line_errors
 from cluster.gate import Limits
 from cluster.storage import absolute
 from deblur.data.pictures import MAX_PIXELS
+from deblur.inference.generator import load_model, pick_device
 from deblur.telemetry import SERVICE
-from deblur.trained import load_model, pick_device
 
 if TYPE_CHECKING:
     from deblur.web import Web

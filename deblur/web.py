@@ -26,10 +26,10 @@ from cluster.exporter import Numbers
 from cluster.gate import Limits
 from deblur.batching import Batcher, most_pixels
 from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
+from deblur.inference.photograph import read_photograph, write_photograph
+from deblur.inference.pieces import PieceRunner
+from deblur.inference.tiles import advance, restoring
 from deblur.media import SUFFIXES, TYPES, NotAcceptable, answer_type
-from deblur.photograph import read_photograph, write_photograph
-from deblur.pieces import PieceRunner
-from deblur.tiles import advance, restoring
 
 NAME = "The picture"  # in what people are told
 STUCK_S = 300.0  # no batch takes so long

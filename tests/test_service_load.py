@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from deblur.restore import restore_file
-from deblur.trained import load_model
+from deblur.inference.bulk import restore_file
+from deblur.inference.generator import load_model
 from tests.datasets import picture
 from tests.service import running_service
 from tests.test_service import bomb, encoded, get, pixels_of, post, text_bomb

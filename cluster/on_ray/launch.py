@@ -35,6 +35,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from cluster.errors import FINAL, InputError, RanksFailed
 from cluster.on_ray.nodes import Group, free_nodes, run_on, wait_for_nodes
 from cluster.on_ray.placement import LOGICAL_GPUS, Placement
+from cluster.storage import open_store, preflight
 from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync
 
 GROUP_START_TIMEOUT_S = 180  # then the nodes are counted again; Ray would wait for a lost one for ever
@@ -122,6 +123,26 @@ def everywhere(placement: Placement, function: Callable[..., str], *arguments: A
         nodes = free_nodes(placement)
         asked = {node["NodeManagerAddress"]: run_on(node["NodeID"], function, *arguments) for node in nodes}
         return {address: _result(task) for address, task in asked.items()}
+
+
+def check_nodes_can_access(readable: str, writable: str, placement: Placement, named: str) -> list[str]:
+    """Addresses of the nodes, each of which has read one object, and read and written a root.
+
+    readable  URL of an object
+    writable  URL of a root
+    named     what the user named them by, for the message
+
+    Raises InputError where a node cannot, and where too few nodes come within the wait.
+    """
+    with preflight.marker(open_store(writable, preflight.ANSWER)) as key:
+        answers = everywhere(placement, preflight.look_around, readable, writable, key)
+    for address, error in answers.items():
+        if error:
+            raise InputError(
+                f"node {address}: {error}; {named} must name places that every node reaches and is allowed to use: "
+                "s3://bucket/prefix, or a folder that all of them mount"
+            )
+    return sorted(answers)
 
 
 def _result(task: ray.ObjectRef) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from deblur.batching import Batcher, most_pixels
-from deblur.pieces import Piece
-from deblur.tiles import MAX_PIXELS
+from deblur.inference.pieces import Piece
+from deblur.inference.tiles import MAX_PIXELS
 
 
 def piece(value: int, height: int = 4, width: int = 4, measured: bool = False) -> Piece:

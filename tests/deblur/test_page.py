@@ -14,8 +14,8 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
-from deblur.restore import restore_file
-from deblur.trained import load_model
+from deblur.inference.bulk import restore_file
+from deblur.inference.generator import load_model
 from tests.datasets import picture
 
 ARGUMENTS = [

@@ -20,9 +20,9 @@ from deblur import restore
 from deblur.config import recipe as recipes
 from deblur.config.recipe import GeneratorRecipe, Recipe
 from deblur.data import pictures
+from deblur.inference.bulk import Photo, plan, restore_file
+from deblur.inference.generator import load_model
 from deblur.models.build import build_generator
-from deblur.restore import Photo, plan, restore_file
-from deblur.trained import load_model
 from tests.datasets import picture
 
 RECIPE = replace(recipes.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))

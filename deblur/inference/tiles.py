@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deblur.inference.pieces import Piece, PieceRunner, statistics_of
 from deblur.models.pixels import to_uint8
-from deblur.pieces import Piece, PieceRunner, statistics_of
 
 # Tiles start at multiples of it: the U-Net halves the picture eight times, the ResNet twice.
 FACTOR = 256

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deblur.inference.pieces import Piece, PieceRunner, statistics_of
 from deblur.models.generator import ResNetGenerator, UNetGenerator
 from deblur.models.pixels import from_uint8
-from deblur.pieces import Piece, PieceRunner, statistics_of
 from tests.datasets import picture
 
 

@@ -9,10 +9,10 @@ import skimage.data
 import torch
 from torch import Tensor, nn
 
+from deblur.inference.pieces import PieceRunner
+from deblur.inference.tiles import FACTOR, MARGIN, RAMP, ramps, restore_picture, restoring_tiled, spans
 from deblur.models.generator import ResNetGenerator
 from deblur.models.pixels import from_uint8, to_uint8
-from deblur.pieces import PieceRunner
-from deblur.tiles import FACTOR, MARGIN, RAMP, ramps, restore_picture, restoring_tiled, spans
 
 SMALLEST = 2 * MARGIN + RAMP + FACTOR
 
