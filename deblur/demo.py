@@ -21,7 +21,7 @@ from deblur.data import pictures
 from deblur.data.dataset import open_dataset
 from deblur.data.loader import pairs_of
 from deblur.data.packing import packed_samples
-from deblur.evaluate import evaluate
+from deblur.evaluation.evaluator import evaluate
 from deblur.inference.generator import load_model
 from deblur.inference.tiles import restore_picture
 from deblur.train import Settings, train

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from cluster.sync import Rank, Sync
 from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, pairs_of
+from deblur.evaluation.quality import psnr, ssim
 from deblur.models.pixels import from_uint8, to_uint8
-from deblur.quality import psnr, ssim
 from deblur.run import Run
 
 

@@ -22,10 +22,11 @@ from deblur.config import recipe as recipes
 from deblur.config.recipe import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.data.sample_set import blurred_photographs
-from deblur.detection import Detections, Matches
-from deblur.evaluate import Settings, dataset_pairs, evaluate, folder_pairs
+from deblur.evaluate import Settings
+from deblur.evaluation.detection import Detections, Matches
+from deblur.evaluation.evaluator import dataset_pairs, evaluate, folder_pairs
+from deblur.evaluation.quality import DEFINITION
 from deblur.models.build import build_generator
-from deblur.quality import DEFINITION
 from tests.datasets import write_dataset
 
 

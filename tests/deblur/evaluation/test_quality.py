@@ -8,8 +8,8 @@ import skimage.data
 import skimage.metrics
 import torch
 
+from deblur.evaluation.quality import psnr, ssim
 from deblur.models.pixels import from_uint8, to_uint8
-from deblur.quality import psnr, ssim
 
 
 def _pair(height: int, width: int, noise: float) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from deblur.detection import Matches
-from deblur.scores import Score, as_json, mean, summary, table
+from deblur.evaluation.detection import Matches
+from deblur.evaluation.scores import Score, as_json, mean, summary, table
 
 
 def score(key: str, *values: float, **others: float | Matches) -> Score:

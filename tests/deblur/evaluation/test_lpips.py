@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError, NotFound
-from deblur.perceptual import definition, load_lpips, lpips
+from deblur.evaluation.lpips import definition, load_lpips, lpips
 
 # torchvision's AlexNet: convolutions by their place among its features, and where LPIPS takes activations (ReLUs).
 CONVOLUTIONS = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}

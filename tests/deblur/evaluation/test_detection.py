@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError
 from deblur.data.sample_set import blurred_photographs
-from deblur.detection import Detections, FaceCascade, Matches, NetworkDetector, definition, iou, match
+from deblur.evaluation.detection import Detections, FaceCascade, Matches, NetworkDetector, definition, iou, match
 
 SMALL = "ssdlite320_mobilenet_v3_large"
 

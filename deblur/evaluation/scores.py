@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
 
-from deblur.detection import Matches
+from deblur.evaluation.detection import Matches
 
 _SIDES = ("blurred", "restored")
 
