@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.command import option, run
 from benchmarks.restore import generator_of, picture_of
 from benchmarks.timing import in_turns, pick_device
-from deblur.batching import Batcher, most_pixels
+from deblur.app.batching import Batcher, most_pixels
 from deblur.data import pictures
 from deblur.inference.pieces import Piece, PieceRunner
 from deblur.inference.tiles import MAX_PIXELS
@@ -104,8 +104,8 @@ def _posting(
     import uvicorn
 
     from cluster.exporter import Numbers
-    from deblur.telemetry import SERVICE
-    from deblur.web import Web
+    from deblur.app.metrics import SERVICE
+    from deblur.app.web import Web
 
     web = Web(generator, device, Numbers(SERVICE, {"replica": "0"}), max_bytes=1 << 30)
     server = uvicorn.Server(uvicorn.Config(web.app, log_level="critical", lifespan="off"))

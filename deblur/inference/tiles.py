@@ -5,7 +5,7 @@ A tile starts where strides fall on the same pixels as in the whole picture, and
 has too. Inner parts meet in linear ramps.
 
 What is computed next is a generator's `yield`; who computes it, alone (`restore_picture`) or with pieces of other
-pictures (deblur/batching.py), is not known here.
+pictures (deblur/app/batching.py), is not known here.
 """
 
 import itertools

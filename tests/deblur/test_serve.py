@@ -9,6 +9,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.on_ray import serve as serving
 from deblur import serve
+from deblur.app import replica
 from deblur.serve import Settings, application
 
 
@@ -36,8 +37,8 @@ def test_an_argument_of_the_configuration_that_is_unknown_is_refused_with_those_
 def test_what_the_configuration_says_reaches_the_replicas() -> None:
     made = application({"model": "s3://bucket/runs/r", "max_megapixels": 20.0, "max_replicas": 3})
     deployment = made._bound_deployment
-    assert deployment.name == serve.DEPLOYMENT
-    assert deployment.init_args[0] is serve.web
+    assert deployment.name == replica.DEPLOYMENT
+    assert deployment.init_args[0] is replica.web
     told = {"model": "s3://bucket/runs/r", "device": "auto", "max_megapixels": 20.0, "metrics_port": 9170}
     assert deployment.init_args[1] == told
     config = deployment._deployment_config

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from deblur.telemetry import SERVICE, TABLE
+from deblur.app.metrics import SERVICE
+from deblur.telemetry import TABLE
 
 # What Ray Serve exports itself and we ask for; tests/test_service_monitoring.py compares it with a service that runs.
 _REQUEST = {"application", "method", "route", "status_code"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deblur.batching import Batcher, most_pixels
+from deblur.app.batching import Batcher, most_pixels
 from deblur.inference.pieces import Piece
 from deblur.inference.tiles import MAX_PIXELS
 

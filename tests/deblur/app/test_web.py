@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.exporter import Numbers
-from deblur.telemetry import SERVICE
-from deblur.web import Room, Web, _in_thread
+from deblur.app.metrics import SERVICE
+from deblur.app.web import Room, Web, _in_thread
 from tests.datasets import picture
 from tests.servers import ask, listening
 
@@ -104,7 +104,7 @@ def test_a_device_that_hangs_is_told_from_one_that_is_busy(monkeypatch: pytest.M
         asking.start()
         started.wait(20)
         web.check()
-        monkeypatch.setattr("deblur.web.STUCK_S", 0.0)
+        monkeypatch.setattr("deblur.app.web.STUCK_S", 0.0)
         with pytest.raises(RuntimeError, match="busy with one batch for more than 0 s"):
             web.check()
         go.set()

@@ -24,12 +24,12 @@ from torch import nn
 from cluster.errors import InputError
 from cluster.exporter import Numbers
 from cluster.gate import Limits
-from deblur.batching import Batcher, most_pixels
+from deblur.app.batching import Batcher, most_pixels
+from deblur.app.media import SUFFIXES, TYPES, NotAcceptable, answer_type
 from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
 from deblur.inference.photograph import read_photograph, write_photograph
 from deblur.inference.pieces import PieceRunner
 from deblur.inference.tiles import advance, restoring
-from deblur.media import SUFFIXES, TYPES, NotAcceptable, answer_type
 
 NAME = "The picture"  # in what people are told
 STUCK_S = 300.0  # no batch takes so long
@@ -234,7 +234,7 @@ def _sentence(error: HTTPException | InputError | NotAcceptable) -> Response:
 
 
 def _file(name: str, kind: str) -> Endpoint:
-    data = resources.files("deblur").joinpath("page", name).read_bytes()
+    data = resources.files("deblur.app").joinpath("page", name).read_bytes()
 
     async def endpoint(request: Request) -> Response:
         return Response(data, media_type=kind, headers={"Cache-Control": "no-cache", **_HEADERS})
