@@ -16,7 +16,6 @@ from cluster.errors import one_line_errors
 from cluster.storage import join
 from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
-from deblur.curves import report_png
 from deblur.data import pictures
 from deblur.data.dataset import open_dataset
 from deblur.data.loader import pairs_of
@@ -24,6 +23,7 @@ from deblur.data.packing import packed_samples
 from deblur.evaluation.evaluator import evaluate
 from deblur.inference.generator import load_model
 from deblur.inference.tiles import restore_picture
+from deblur.plots.curves import report_png
 from deblur.train import Settings, train
 
 RANKS = 2

@@ -5,31 +5,12 @@ other, and report.png. Several runs are compared on one page. Reports of one run
 those of several in the working folder.
 """
 
-import base64
-import io
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-import jinja2
-import numpy as np
-import PIL.Image
 import tyro
 
-from cluster.errors import InputError, NotFound, one_line_errors
-from cluster.storage import join, open_store
-from deblur.config.recipe import flat
-from deblur.curves import PANELS, Metrics, Strip, detail_of, panel_svg, report_png
-from deblur.data import pictures
-from deblur.run import Run
-
-_LABELS = ("blurred", "restored", "sharp")
-_SHOWN = 3  # samples over the course of a run
-_WIDEST = 640  # pixels of a picture on the page
-_COUNTS = ("restarts", "updates_lost", "bad_samples", "storage_retries")
+from cluster.errors import InputError, one_line_errors
+from deblur.plots.run_report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,155 +21,12 @@ class Settings:
     """Folder or s3:// URL for report.html and report.png."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What a run tells of itself."""
-
-    metrics: Metrics
-    recipe: Mapping[str, Any]
-    samples: Mapping[int, Strip]
-    """By images seen; some over its course, the newest last."""
-
-    @property
-    def newest(self) -> Strip:
-        return self.samples[max(self.samples)] if self.samples else []
-
-
-def read(url: str) -> Told:
-    """All that a report shows of a run. Raises InputError naming the place."""
-    run = Run(url)
-    try:
-        recipe = json.loads(run.store.get("recipe.json"))
-    except NotFound:
-        recipe = {}
-    except ValueError as error:
-        raise InputError(f"{join(run.url, 'recipe.json')}: not JSON ({error})") from error
-    return Told(metrics=run.read_metrics(), recipe=flat(recipe), samples=_samples(run))
-
-
-def page(runs: Mapping[str, Told]) -> str:
-    """The HTML page of runs by their names."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deblur", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    metrics = {name: told.metrics for name, told in runs.items()}
-    return environment.get_template("report.html.j2").render(
-        title=_title(runs),
-        results={name: results(told.metrics) for name, told in runs.items()},
-        # matplotlib escapes the names in it.
-        curves=[(panel.title, jinja2.utils.markupsafe.Markup(panel_svg(panel, metrics))) for panel in PANELS],
-        samples={name: _shown(told) for name, told in runs.items()},
-        recipes=differences({name: told.recipe for name, told in runs.items()}),
-    )
-
-
-def results(metrics: Metrics) -> dict[str, str]:
-    """What a run has reached, by the words for it."""
-    needed = ("validation_psnr", "validation_blurred_psnr")
-    validations = [line for line in metrics if all(line.get(name) is not None for name in needed)]
-    speeds = [line["images_per_second"] for line in metrics if line.get("images_per_second") is not None]
-    found = {"images seen": f"{metrics[-1]['images_seen']:,}"}
-    if validations:
-        newest, best = validations[-1], max(validations, key=lambda line: line["validation_psnr"])
-        blurred = newest["validation_blurred_psnr"]
-        found |= {
-            "PSNR, newest": f"{newest['validation_psnr']:.2f} dB",
-            "PSNR, best": f"{best['validation_psnr']:.2f} dB at {best['images_seen']:,} images",
-            "PSNR of the blurred": f"{blurred:.2f} dB",
-            "gain": f"{newest['validation_psnr'] - blurred:+.2f} dB",
-        }
-        if newest.get("validation_ssim") is not None:
-            found["SSIM"] = f"{newest['validation_ssim']:.4f} ({newest['validation_blurred_ssim']:.4f} blurred)"
-    if speeds:
-        found["images/s, median"] = f"{np.median(speeds):.1f}"
-    counts = {name: [line[name] for line in metrics if line.get(name) is not None] for name in _COUNTS}
-    found |= {name.replace("_", " "): f"{_increase(values):,}" for name, values in counts.items() if values}
-    skipped = sum(line.get("nonfinite") or 0 for line in metrics)
-    return found | {"updates not finite": f"{skipped:.0f}"}
-
-
-def _increase(values: Sequence[int]) -> int:
-    """How much a counter grew that some starts begin at 0 again."""
-    return sum(now - before if now >= before else now for before, now in pairwise([0, *values]))
-
-
-def differences(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Settings by name, each by run: of several runs those alone that are not the same in all."""
-    names = {setting: None for recipe in recipes.values() for setting in recipe}
-    table = {name: {run: str(recipe.get(name, "")) for run, recipe in recipes.items()} for name in names}
-    return {name: row for name, row in table.items() if len(recipes) == 1 or len(set(row.values())) > 1}
-
-
-def _title(runs: Mapping[str, Told]) -> str:
-    return " and ".join(runs)
-
-
-def _samples(run: Run) -> dict[int, Strip]:
-    """Some of a run's samples, evenly over its course, each cut into its three pictures."""
-    keys = {
-        int(Path(key).stem): key
-        for key in run.store.list("samples/")
-        if Path(key).stem.isdecimal() and key.endswith(".png")
-    }
-    seen = sorted(keys)
-    chosen = {seen[nth] for nth in np.linspace(0, len(seen) - 1, min(_SHOWN, len(seen))).round().astype(int)}
-    strips = {nth: _strip(run, keys[nth]) for nth in sorted(chosen)}
-    # Of another validation split, before --allow-recipe-change, are those of another size.
-    return {nth: strip for nth, strip in strips.items() if strip[0][1].shape == strips[seen[-1]][0][1].shape}
-
-
-def _strip(run: Run, key: str) -> Strip:
-    picture = pictures.decode(run.store.get(key), join(run.url, key))
-    return list(zip(_LABELS, np.split(picture, 3, axis=1), strict=True))
-
-
-def _shown(told: Told) -> list[tuple[str, str, str]]:
-    """Label, picture and detail: the blurred one, what the run made of it over its course, the sharp one."""
-    if not told.samples:
-        return []
-    (blurred, _, sharp) = told.newest
-    restored = [(f"restored after {seen:,} images", strip[1][1]) for seen, strip in told.samples.items()]
-    top, left, side = detail_of(sharp[1])
-    return [
-        (label, _inline(picture), _inline(picture[top : top + side, left : left + side]))
-        for label, picture in (blurred, *restored, sharp)
-    ]
-
-
-def _inline(picture: np.ndarray) -> str:
-    """A picture as the source of an image, no wider than a page shows it."""
-    image, jpeg = PIL.Image.fromarray(picture), io.BytesIO()
-    if image.width > _WIDEST:
-        image = image.resize((_WIDEST, round(image.height * _WIDEST / image.width)), PIL.Image.Resampling.LANCZOS)
-    image.save(jpeg, "JPEG", quality=90, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
-
-
-def _names(urls: Sequence[str]) -> list[str]:
-    """A short name for each run: the last part of its URL, and more of it where that is not enough."""
-    parts = [Run(url).url.rstrip("/").split("/") for url in urls]
-    if len({tuple(part) for part in parts}) < len(parts):
-        raise InputError(f"a run was named twice: {' '.join(urls)}")
-    length = 1
-    while len({tuple(part[-length:]) for part in parts}) < len(parts):
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
-
-
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.report")
         if not settings.runs:
             raise InputError("no run was named; for instance: python -m deblur.report runs/demo")
-        runs = {name: read(url) for name, url in zip(_names(settings.runs), settings.runs, strict=True)}
-        store = open_store(settings.out or (settings.runs[0] if len(runs) == 1 else "."))
-        metrics, newest = ({name: getattr(told, of) for name, told in runs.items()} for of in ("metrics", "newest"))
-        for name, data in (
-            ("report.html", page(runs).encode()),
-            ("report.png", report_png(metrics, newest, _title(runs))),
-        ):
-            store.put(name, data)
-            print(join(store.url, name))
+        print("\n".join(write_report(settings.runs, settings.out)))
 
 
 if __name__ == "__main__":

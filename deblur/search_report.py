@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from deblur.curves import COLOURS, figure_svg, plain, svg_settings
 from deblur.importance import ENOUGH, importances
+from deblur.plots.curves import COLOURS, figure_svg, plain, svg_settings
+from deblur.plots.html import render
 from deblur.search_table import cells, counts
 from deblur.space import Choices, Range, Space
 from deblur.trials import Metric, Search, Trial
@@ -70,17 +71,16 @@ def png(search: Search, space: Space) -> bytes:
 
 def page(search: Search, space: Space) -> str:
     """The HTML page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deblur", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     best = search.best()
-    return environment.get_template("search.html.j2").render(
+    return render(
+        "deblur.search",
+        "search.html.j2",
         title=_title(search),
         best=best and search.name_of(best),
         rows=cells(search),
         space={name: str(range_) for name, range_ in space.items()},
         # matplotlib escapes the names in it.
-        panels=[(title, jinja2.utils.markupsafe.Markup(_svg(title, draw))) for title, draw in panels(search, space)],
+        panels=[(title, Markup(_svg(title, draw))) for title, draw in panels(search, space)],
         enough=ENOUGH,
     )
 

@@ -80,6 +80,7 @@ def application(args: dict[str, Any]) -> Any:
 
 def build_application(service: Service, cpus: float, gpus: float) -> Any:
     """The application with so much of a machine for each replica."""
+    from cluster.on_ray.serve import application as served_application  # needs Ray Serve
 
     arguments = dataclasses.asdict(service)
     max_replicas = arguments.pop("max_replicas") or 1

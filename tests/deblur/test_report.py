@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur import report
-from deblur.curves import PANELS, detail_of, draw_panel, report_png, thinned
-from deblur.report import Told, differences, page, read, results
+from deblur.plots.curves import PANELS, detail_of, draw_panel, report_png, thinned
+from deblur.plots.run_report import Told, differences, page, read, results
 
 RED, GREEN, BLUE = (np.full((30, 40, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250)))
 STRIP = [("blurred", RED), ("restored", GREEN), ("sharp", BLUE)]

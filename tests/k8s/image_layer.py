@@ -29,7 +29,7 @@ for package in (cluster, deblur):
     assert package.__path__[0].startswith(sys.prefix), package.__path__
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
-assert (importlib.resources.files(deblur) / "report.html.j2").is_file()
+assert (importlib.resources.files("deblur.plots") / "report.html.j2").is_file()
 for name in sum(PHOTOGRAPHS.values(), ()):
     getattr(skimage.data, name)()
 """

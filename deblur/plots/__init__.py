@@ -1,0 +1,4 @@
+"""Curves and pages of runs.
+
+May import deblur.training, deblur.data, deblur.config and cluster.
+"""
