@@ -21,8 +21,8 @@ from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
-from deblur.state import checkpoint_parts
-from deblur.update import Updater
+from deblur.training.state import checkpoint_parts
+from deblur.training.update import Updater
 
 WAYS = ("none", "beside", "waiting")
 

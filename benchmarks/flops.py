@@ -79,7 +79,7 @@ def naive(generator: Forward, critic: Forward, features: Forward, critic_updates
 
 
 def ours(generator: Forward, critic: Forward, features: Forward, critic_updates: int) -> int:
-    """An update as deblur/update.py makes it with the objective wgan-gp."""
+    """An update as deblur/training/update.py makes it with the objective wgan-gp."""
     judged = 3 * critic.all - critic.first
     critic_step = 2 * judged + penalty(critic) - critic.last  # models/convolution.py: nobody asks for that constant
     through = 2 * critic.all + 3 * features.all

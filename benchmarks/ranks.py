@@ -28,8 +28,8 @@ from cluster.rehearsal.network import Place, can_isolate, new_name, new_network
 from cluster.sync import Rank
 from deblur.config.recipe import Recipe
 from deblur.models.vgg import load_features
-from deblur.networks import build
-from deblur.update import Updater
+from deblur.training.distributed import build
+from deblur.training.update import Updater
 
 # alone         without any other rank
 # ddp           as the product makes it

@@ -16,13 +16,14 @@ from unittest import mock
 
 from cluster.errors import one_line_errors
 from cluster.sync import Rank, Sync
-from deblur import fit, train
+from deblur import train
 from deblur.data.loader import Batch, batches
 from deblur.data.plan import Plan
+from deblur.training import job, loop
 
 
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """What each rank does in the place of `deblur.train.train_rank`."""
+    """What each rank does in the place of `deblur.training.job.train_rank`."""
     folder, pace_s = Path(os.environ["RECORD"]), float(os.environ.get("PACE_S", "0"))
     start = sync.meet(time.time_ns)
 
@@ -37,8 +38,8 @@ def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
                 images_seen += plan.batch_size
                 yield batch
 
-    with mock.patch.object(fit, "batches", recorded):
-        return train.train_rank(config, rank, sync)
+    with mock.patch.object(loop, "batches", recorded):
+        return job.train_rank(config, rank, sync)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def account(starts: list[Start], plan: Plan, total: int) -> Account:
 def main() -> None:
     folder = Path(os.environ["RECORD"])
     (folder / "driver.pid").write_text(str(os.getpid()))
-    with one_line_errors(), mock.patch.object(train, "train_rank", train_rank):
+    with one_line_errors(), mock.patch.object(job, "train_rank", train_rank):
         train.main()
 
 

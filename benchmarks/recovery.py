@@ -28,9 +28,9 @@ from cluster.rehearsal.network import can_isolate
 from cluster.storage import join, open_store
 from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.packing import pack_samples
-from deblur.fit import plan_of, total_images
-from deblur.run import Run
 from deblur.train import parse
+from deblur.training.loop import plan_of, total_images
+from deblur.training.run import Run
 
 # The smallest run that is still the paper's: penalty, several critic steps, InstanceNorm, dropout.
 RECIPE = shlex.split("""

@@ -25,9 +25,9 @@ from benchmarks.update import batch_of, updater_of
 from cluster.storage import join
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config import recipe as recipes
-from deblur.run import Run
-from deblur.telemetry import Meter, numbers_of
-from deblur.update import TERMS
+from deblur.training.metrics import Meter, numbers_of
+from deblur.training.run import Run
+from deblur.training.update import TERMS
 
 SCRAPE_S = 15.0  # as Kubernetes' operators have it
 _INTERVALS = Intervals(validate_images=1)

@@ -25,8 +25,8 @@ from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
 from deblur.models.build import build_generator
 from deblur.models.vgg import load_features
-from deblur.networks import build, in_bfloat16
-from deblur.update import Updater
+from deblur.training.distributed import build, in_bfloat16
+from deblur.training.update import Updater
 
 CEILING_SIDE = {"cpu": 4096, "cuda": 16384}
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}  # float32 values

@@ -24,7 +24,7 @@ from deblur.evaluation.evaluator import evaluate
 from deblur.inference.generator import load_model
 from deblur.inference.tiles import restore_picture
 from deblur.plots.curves import report_png
-from deblur.train import Settings, train
+from deblur.training.job import Settings, train
 
 RANKS = 2
 _CPU = torch.device("cpu")

@@ -18,16 +18,15 @@ from cluster.storage import Retry, join
 from cluster.storage import lease as leases
 from cluster.storage.lease import Holder
 from deblur import search_report, space, tpe
-from deblur.check import dataset_line, nodes_that_reach
 from deblur.config import cli as settings_of
 from deblur.config import recipe as recipes
 from deblur.config.cli import Shared
 from deblur.data.dataset import Dataset
-from deblur.fit import plan_of, total_images
-from deblur.run import Origin, Run
 from deblur.search_table import Shown, counts, table
-from deblur.train import Settings as TrainSettings
-from deblur.train import located, origin_of, train
+from deblur.training.job import Settings as TrainSettings
+from deblur.training.job import dataset_line, located, nodes_that_reach, origin_of, train
+from deblur.training.loop import plan_of, total_images
+from deblur.training.run import Origin, Run
 from deblur.trials import POINT, Metric, Search, Trial
 
 FIRST_RUNG = 16  # the first look at a trial comes at this part of the budget

@@ -14,14 +14,14 @@ DOMAIN = sorted((ROOT / "deblur").rglob("*.py"))
 WITH_RAY = {f"cluster/{name}.py" for name in ("launch", "local", "nodes", "search", "serving", "sync", "tasks")}
 # These compute, and need nothing but torch or numpy and each other.
 PLAIN = {
-    "deblur/losses.py": {"torch"},
+    "deblur/training/losses.py": {"torch"},
     "deblur/evaluation/quality.py": {"torch"},
     "deblur/models/generator.py": {"torch"},
 }
 PLAIN |= {
     "deblur/data/blur.py": {"numpy", "scipy"},
     "deblur/config/randomness.py": {"numpy"},
-    "deblur/schedule.py": set(),
+    "deblur/training/schedule.py": set(),
 }
 
 

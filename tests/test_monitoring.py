@@ -21,7 +21,7 @@ import yaml
 from benchmarks.recorded import read_record
 from benchmarks.recovery import DRAIN_S, Bench
 from cluster.storage import join, open_store
-from deblur.telemetry import TABLE
+from deblur.training.metrics import TABLE
 from tests.clusters import two_nodes
 from tests.datasets import write_dataset
 from tests.k8s.queries import annotations, expressions

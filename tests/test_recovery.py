@@ -20,10 +20,10 @@ from cluster.local import LocalCluster
 from cluster.storage import join, open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur.data.dataset import open_dataset
-from deblur.fit import fit
 from deblur.models.vgg import load_features
-from deblur.run import Run
 from deblur.train import parse
+from deblur.training.loop import fit
+from deblur.training.run import Run
 from tests.clusters import ISOLATED, two_nodes
 from tests.datasets import write_dataset
 from tests.fault_proxy import FaultProxy, Plan

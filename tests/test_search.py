@@ -16,7 +16,7 @@ from ray.job_submission import JobSubmissionClient
 
 from cluster.local import Settings as ClusterSettings
 from cluster.storage import join, open_store
-from deblur.run import Run
+from deblur.training.run import Run
 from tests.clusters import isolated_cluster
 from tests.datasets import write_dataset
 from tests.deblur.test_train import REPOSITORY, SMALL, kill_all

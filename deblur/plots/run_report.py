@@ -19,7 +19,7 @@ from deblur.config.recipe import flat
 from deblur.data import pictures
 from deblur.plots.curves import PANELS, Metrics, Strip, detail_of, panel_svg, report_png
 from deblur.plots.html import render
-from deblur.run import Run
+from deblur.training.run import Run
 
 _LABELS = ("blurred", "restored", "sharp")
 

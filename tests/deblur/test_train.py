@@ -25,8 +25,9 @@ from cluster.storage import join, open_store
 from deblur.config import recipe as recipes
 from deblur.config.recipe import DataRecipe, GeneratorRecipe
 from deblur.models.vgg import load_features
-from deblur.run import Run
-from deblur.train import parse, prepare
+from deblur.train import parse
+from deblur.training.job import prepare
+from deblur.training.run import Run
 from tests.datasets import write_dataset
 
 REPOSITORY = Path(__file__).parents[2]

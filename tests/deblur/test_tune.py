@@ -18,8 +18,8 @@ from deblur import tpe
 from deblur.config import cli as settings_of
 from deblur.config.cli import Shared
 from deblur.data.shards import Index, read_index, write_index
-from deblur.run import Run
-from deblur.train import Settings as TrainSettings
+from deblur.training.job import Settings as TrainSettings
+from deblur.training.run import Run
 from deblur.trials import Search, Trial
 from deblur.tune import Plan, _configuration, _same_always, _validations, parse, prepare, tune
 from tests.datasets import write_dataset

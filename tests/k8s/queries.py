@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deblur.app.metrics import SERVICE
-from deblur.telemetry import TABLE
+from deblur.training.metrics import TABLE
 
 # What Ray Serve exports itself and we ask for; tests/test_service_monitoring.py compares it with a service that runs.
 _REQUEST = {"application", "method", "route", "status_code"}

@@ -17,7 +17,8 @@ from cluster import gate
 from cluster.exporter import PORTS
 from cluster.sync import COLLECTIVE_TIMEOUT_S
 from deblur import tune
-from deblur.train import Settings, parse
+from deblur.train import parse
+from deblur.training.job import Settings
 from tests.k8s.manifests import (
     K8S,
     NAMES,

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.local import LocalCluster, Settings
 from cluster.storage import join, open_store
-from deblur.run import Run
+from deblur.training.run import Run
 from tests.clusters import ISOLATED, isolated_cluster
 from tests.datasets import write_dataset
 from tests.fault_proxy import FaultProxy, Plan

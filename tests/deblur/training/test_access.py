@@ -8,7 +8,7 @@ from cluster.errors import InputError
 from cluster.on_ray import launch
 from cluster.on_ray.placement import Placement
 from cluster.storage import join, open_store, preflight
-from deblur.check import nodes_that_reach
+from deblur.training.job import nodes_that_reach
 from tests.datasets import write_dataset
 
 

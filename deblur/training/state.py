@@ -11,8 +11,8 @@ from cluster.storage.checkpoints import Checkpoint
 from cluster.sync import Rank, Sync
 from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
-from deblur.run import Run
-from deblur.update import Updater
+from deblur.training.run import Run
+from deblur.training.update import Updater
 
 
 def warmed_up(updater: Updater, recipe: Recipe, share: int, device: torch.device) -> dict[str, Any]:

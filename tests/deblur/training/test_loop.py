@@ -20,14 +20,14 @@ import torch
 from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
-from deblur import fit as fit_module
 from deblur.config.recipe import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
 from deblur.data.dataset import Dataset
 from deblur.data.loader import Batch, batches
 from deblur.data.shards import read_index
-from deblur.fit import fit, plan_of, total_images
 from deblur.models.vgg import load_features
-from deblur.run import Origin, Run
+from deblur.training import loop as fit_module
+from deblur.training.loop import fit, plan_of, total_images
+from deblur.training.run import Origin, Run
 from tests.datasets import write_dataset
 from tests.ranks import run_ranks, start_ranks
 

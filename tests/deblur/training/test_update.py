@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cluster.sync import Rank
-from deblur import networks
 from deblur.config.recipe import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
 from deblur.data.plan import lanes_of
 from deblur.models.build import build_critic, build_generator
 from deblur.models.vgg import load_features
-from deblur.networks import distributed
-from deblur.update import TERMS, Autocast, Updater, critic_step, generator_step
+from deblur.training import distributed as networks
+from deblur.training.distributed import distributed
+from deblur.training.update import TERMS, Autocast, Updater, critic_step, generator_step
 from tests.ranks import run_ranks
 
 CROP = 32

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cluster.sync import Rank, Sync
-from deblur import telemetry
-from deblur.telemetry import PARTS, TABLE, Meter, numbers_of, progress
-from deblur.update import TERMS
+from deblur.training import metrics as telemetry
+from deblur.training.metrics import PARTS, TABLE, Meter, numbers_of, progress
+from deblur.training.update import TERMS
 
 
 class Clock:

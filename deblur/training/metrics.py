@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.exporter import Declared, Numbers
 from cluster.sync import Rank, Sync
-from deblur.update import TERMS
+from deblur.training.update import TERMS
 
 _T = TypeVar("_T")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from deblur.config.recipe import LossRecipe, Recipe
-from deblur.losses import content_distance, critic_terms, generator_term, gradient_penalty
 from deblur.models.layers import mixes_images
 from deblur.models.vgg import Features
+from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty
 
 Autocast = Callable[[], AbstractContextManager[Any]]  # entered around forwards alone: a new one each time
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deblur.schedule import rate_at
+from deblur.training.schedule import rate_at
 
 
 @pytest.mark.parametrize(

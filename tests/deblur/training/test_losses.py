@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from deblur.config.recipe import Objective
-from deblur.losses import content_distance, critic_terms, generator_term, gradient_penalty
 from deblur.models.critic import PatchCritic
 from deblur.models.generator import ResNetGenerator
+from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty
 
 OBJECTIVES = ("wasserstein", "wgan-gp", "least-squares", "vanilla")
 

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur.run import History, Run
+from deblur.training.run import History, Run
 
 
 def start(folder: Path, images_seen: int) -> Run:

@@ -8,7 +8,7 @@ from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, pairs_of
 from deblur.evaluation.quality import psnr, ssim
 from deblur.models.pixels import from_uint8, to_uint8
-from deblur.run import Run
+from deblur.training.run import Run
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from deblur.config.recipe import Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.layers import mixes_images
 from deblur.models.vgg import Features
-from deblur.update import Autocast, Updater
+from deblur.training.update import Autocast, Updater
 
 _log = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index
 from deblur.models.pixels import from_uint8
 from deblur.models.vgg import Features
-from deblur.networks import build
-from deblur.run import Run
-from deblur.schedule import rate_at
-from deblur.state import checkpoint_parts, load, warmed_up
-from deblur.telemetry import Meter, numbers_of, progress
-from deblur.validation import validate, write_sample
+from deblur.training.distributed import build
+from deblur.training.metrics import Meter, numbers_of, progress
+from deblur.training.run import Run
+from deblur.training.schedule import rate_at
+from deblur.training.state import checkpoint_parts, load, warmed_up
+from deblur.training.validation import validate, write_sample
 
 MAX_NONFINITE_IN_A_ROW = 5
 # What whoever started the ranks is told at a validation; Ray prints all of it.
