@@ -1,1 +1,4 @@
-"""Where a run happens: storage, checkpoints, ranks and nodes. Knows nothing of what is learned."""
+"""Where work runs: errors, storage, Ray, metrics. Knows nothing of what is learned.
+
+May import cluster, whose packages say what each of them may import.
+"""

@@ -1,1 +1,4 @@
-"""What is learned: an image-deblurring GAN, its data, its losses and its training loop."""
+"""Trains generators that remove blur, measures them, uses and serves them.
+
+The modules here are the commands (python -m deblur.train); they import the packages, and never each other.
+"""

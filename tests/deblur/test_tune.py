@@ -14,14 +14,15 @@ import ray
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur import tpe
 from deblur.config import cli as settings_of
 from deblur.config.cli import Shared
 from deblur.data.shards import Index, read_index, write_index
+from deblur.search import tpe
+from deblur.search.driver import Plan, _configuration, _same_always, _validations, prepare, tune
+from deblur.search.record import Search, Trial
 from deblur.training.job import Settings as TrainSettings
 from deblur.training.run import Run
-from deblur.trials import Search, Trial
-from deblur.tune import Plan, _configuration, _same_always, _validations, parse, prepare, tune
+from deblur.tune import parse
 from tests.datasets import write_dataset
 from tests.deblur.test_train import SMALL
 

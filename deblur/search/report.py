@@ -16,12 +16,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from deblur.importance import ENOUGH, importances
 from deblur.plots.curves import COLOURS, figure_svg, plain, svg_settings
 from deblur.plots.html import render
-from deblur.search_table import cells, counts
-from deblur.space import Choices, Range, Space
-from deblur.trials import Metric, Search, Trial
+from deblur.search.importance import ENOUGH, importances
+from deblur.search.record import Metric, Search, Trial
+from deblur.search.space import Choices, Range, Space
+from deblur.search.table import cells, counts
 
 _AXIS: dict[Metric, str] = {"psnr": "validation PSNR in dB", "ssim": "validation SSIM"}
 _BEST, _FINISHED, _STOPPED = COLOURS[1], COLOURS[0], "#8a8a8a"

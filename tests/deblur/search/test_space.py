@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cluster.errors import InputError
 from deblur.config import recipe as recipes
 from deblur.config.recipe import CriticRecipe, LossRecipe
-from deblur.space import (
+from deblur.search.space import (
     PARAMETERS,
     Choices,
     Range,

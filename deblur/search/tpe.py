@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
 from deblur.config import randomness
-from deblur.space import Choices, Space, Value, holds
-from deblur.trials import Metric, Trial
+from deblur.search.record import Metric, Trial
+from deblur.search.space import Choices, Space, Value, holds
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
-from deblur.space import Choices, Range, Space, holds
-from deblur.trials import Metric, Trial
+from deblur.search.record import Metric, Trial
+from deblur.search.space import Choices, Range, Space, holds
 
 ENOUGH = 10  # trials; fewer say nothing of several parameters
 

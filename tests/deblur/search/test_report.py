@@ -9,12 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from deblur import search_report
 from deblur.config import recipe as recipes
-from deblur.importance import ENOUGH
-from deblur.search_table import Shown
-from deblur.space import drawn, space_of
-from deblur.trials import Search, Trial
+from deblur.search import report as search_report
+from deblur.search.importance import ENOUGH
+from deblur.search.record import Search, Trial
+from deblur.search.space import drawn, space_of
+from deblur.search.table import Shown
 
 SPACE = space_of(recipes.demo(), ["flip=true,false", "generator.dropout=0:0.5"])
 EVIL = "ValueError: <script>alert(1)</script> & $x$"

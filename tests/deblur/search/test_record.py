@@ -10,9 +10,9 @@ from cluster.errors import InputError
 from cluster.storage import lease as leases
 from cluster.storage.lease import Lease
 from deblur.config import recipe as recipes
-from deblur.search_table import counts, table
+from deblur.search.record import Search, Trial
+from deblur.search.table import counts, table
 from deblur.train import parse
-from deblur.trials import Search, Trial
 
 SETTINGS = {"recipe": {"seed": 0}, "space": {"critic_updates": "1:5"}, "first": [{"critic_updates": 1}]}
 

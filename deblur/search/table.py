@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from deblur.trials import Search, Trial
+from deblur.search.record import Search, Trial
 
 TABLE_S = 60.0  # between tables in a log while nothing ends
 

@@ -2,7 +2,7 @@
 
 {runs}/{search}/search.json      what is searched, and every trial: configuration, curve, state, reason
                best.json        the best recipe so far, for `deblur.train --recipe`
-               report.html      and report.png: see deblur/search_report.py
+               report.html      and report.png: see deblur/search/report.py
                {search}-NNN/    the run of a trial
                lease/           see cluster/storage/lease.py
 """
@@ -19,7 +19,7 @@ from cluster.storage import lease as leases
 from cluster.storage.lease import Holder
 from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe, flat
-from deblur.space import Value, applied
+from deblur.search.space import Value, applied
 
 Metric = Literal["psnr", "ssim"]
 State = Literal["running", "finished", "stopped", "failed"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from deblur.importance import ENOUGH, importances
-from deblur.space import Choices, Range, drawn
-from deblur.trials import Trial
+from deblur.search.importance import ENOUGH, importances
+from deblur.search.record import Trial
+from deblur.search.space import Choices, Range, drawn
 
 SPACE = {
     "rate": Range(1e-5, 1e-2, whole=False, logarithmic=True),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from deblur import tpe
-from deblur.space import Choices, Range, drawn, holds
-from deblur.trials import State, Trial
+from deblur.search import tpe
+from deblur.search.record import State, Trial
+from deblur.search.space import Choices, Range, drawn, holds
 
 SPACE = {
     "generator_rate": Range(1e-5, 1e-2, whole=False, logarithmic=True),
