@@ -25,7 +25,7 @@ from deblur.training import job, loop
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     """What each rank does in the place of `deblur.training.job.train_rank`."""
     folder, pace_s = Path(os.environ["RECORD"]), float(os.environ.get("PACE_S", "0"))
-    start = sync.meet(time.time_ns)
+    start = sync.broadcast_from_rank0(time.time_ns)
 
     def recorded(*arguments: Any) -> Generator[Batch, None, None]:
         plan, images_seen = arguments[1], arguments[4]

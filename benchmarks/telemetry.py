@@ -94,7 +94,7 @@ def _measure(settings: Settings, run: Run) -> dict[str, Any]:
     update_s = statistics.median(turns["without"]) / settings.updates
     share = costs["update"] / update_s + costs["report"] / _INTERVALS.report_s + costs["scrape"] / SCRAPE_S
     return {
-        "share_of_time": round(share + costs["note"] / _INTERVALS.meeting_s, 6),
+        "share_of_time": round(share + costs["note"] / _INTERVALS.sync_s, 6),
         "seconds_per_update": round(update_s, 5),
         **{f"microseconds_per_{name}": round(1e6 * seconds, 1) for name, seconds in costs.items()},
         "with_to_without": round(statistics.median(turns["with"]) / statistics.median(turns["without"]), 4),

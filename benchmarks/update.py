@@ -52,8 +52,8 @@ class Naive:
         self.critic = plain_critic(recipe.critic.filters, recipe.critic.layers).to(device)
         self.features = load_features(recipe.loss.features, "random", None).to(device).requires_grad_(True)
         betas = (recipe.adam.beta1, recipe.adam.beta2)
-        self.generator_adam = torch.optim.Adam(self.generator.parameters(), recipe.adam.generator_rate, betas)
-        self.critic_adam = torch.optim.Adam(self.critic.parameters(), recipe.adam.critic_rate, betas)
+        self.generator_adam = torch.optim.Adam(self.generator.parameters(), recipe.adam.generator_lr, betas)
+        self.critic_adam = torch.optim.Adam(self.critic.parameters(), recipe.adam.critic_lr, betas)
 
     def update(self, blurred: Tensor, sharp: Tensor) -> None:
         """One update of both networks on [B, 3, H, W] in [-1, 1]."""

@@ -53,24 +53,24 @@ class Intervals:
     validate_images: int
     report_s: float = 10.0
     checkpoint_s: float = 60.0
-    meeting_s: float = 3.0
+    sync_s: float = 3.0
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ClusterState:
     """What rank 0 knows of the time to come."""
 
-    seconds_left: float | None = None
+    seconds_to_preemption: float | None = None
     """Until a node of this run is taken away; None where none is going to be."""
     upload_s: float = 0.0
     """What the last checkpoint took."""
     uploading: bool = False
     """Whether one is still on its way: the next would wait for it, and training with it."""
-    room: Callable[[], bool] = lambda: False
+    can_scale_up: Callable[[], bool] = lambda: False
     """Whether the cluster has nodes for more ranks; asked only when a checkpoint is due."""
 
 
-class Agenda:
+class StepScheduler:
     """Rank 0's decisions. `clock` is in seconds."""
 
     def __init__(
@@ -88,14 +88,14 @@ class Agenda:
         self._met_at = self._reported_at = self._saved_at = clock()
         self._warned = False
 
-    def decide(self, images_seen: int, outlook: Outlook | None = None) -> Record:
+    def decide(self, images_seen: int, outlook: ClusterState | None = None) -> Record:
         """What is due after `images_seen` images. A validation is reported and saved with the weights it judged.
 
         On the first notice that a node is taken a checkpoint is due at once, for the notice may be shorter than it
         says; the ranks then train on, and leave with another as late as is safe.
         """
-        now, every, outlook = self._clock(), self._intervals, outlook or Outlook()
-        noticed = outlook.seconds_left is not None
+        now, every, outlook = self._clock(), self._intervals, outlook or ClusterState()
+        noticed = outlook.seconds_to_preemption is not None
         seconds_per_update = (now - self._met_at) / max(1, (images_seen - self._met) // self._batch)
         done = images_seen >= self._total
         due = images_seen // every.validate_images > self._validated // every.validate_images
@@ -124,19 +124,19 @@ class Agenda:
             updates_to_next=self._updates_to_next(images_seen, seconds_per_update),
         )
 
-    def _leave(self, outlook: Outlook, checkpoint: bool, seconds_per_update: float) -> str:
-        if outlook.seconds_left is not None:
+    def _leave(self, outlook: ClusterState, checkpoint: bool, seconds_per_update: float) -> str:
+        if outlook.seconds_to_preemption is not None:
             # The next meeting must not come too late for a checkpoint, though that one takes twice as long.
-            needed = 2 * outlook.upload_s + LEAVE_S + self._intervals.meeting_s + seconds_per_update
-            return "a node is about to be taken away" if outlook.seconds_left <= needed else ""
-        return "there are nodes for more ranks" if checkpoint and outlook.room() else ""
+            needed = 2 * outlook.upload_s + LEAVE_S + self._intervals.sync_s + seconds_per_update
+            return "a node is about to be taken away" if outlook.seconds_to_preemption <= needed else ""
+        return "there are nodes for more ranks" if checkpoint and outlook.can_scale_up() else ""
 
     def _updates_to_next(self, images_seen: int, seconds_per_update: float) -> int:
         """As many as fit into the meeting interval, but none past the next validation or the end."""
         every = self._intervals.validate_images
         due = min((images_seen // every + 1) * every, self._total)
         to_due = -(-(due - images_seen) // self._batch)
-        by_time = int(self._intervals.meeting_s / max(seconds_per_update, 1e-9))
+        by_time = int(self._intervals.sync_s / max(seconds_per_update, 1e-9))
         return max(1, min(to_due, by_time))
 
 
@@ -144,20 +144,20 @@ class Sync:
     """What ranks say to each other outside of gradients. With one rank and no process group all of it is local.
 
     report        takes metrics to whoever started the ranks
-    seconds_left  until a node is taken away, None while none is: the same on all ranks, which must all ask
-    room          whether the cluster has nodes for more ranks
+    seconds_to_preemption  until a node is taken away, None while none is: the same on all ranks, which must all ask
+    can_scale_up  whether the cluster has nodes for more ranks
     """
 
     def __init__(
         self,
         report: Callable[[dict[str, Any]], None] | None = None,
-        seconds_left: Callable[[], float | None] = lambda: None,
-        room: Callable[[], bool] = lambda: False,
+        seconds_to_preemption: Callable[[], float | None] = lambda: None,
+        can_scale_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._report, self.seconds_left, self.room = report, seconds_left, room
+        self._report, self.seconds_to_preemption, self.can_scale_up = report, seconds_to_preemption, can_scale_up
         self._alone = not (dist.is_available() and dist.is_initialized())
 
-    def meet(self, decide: Callable[[], Any]) -> Any:
+    def broadcast_from_rank0(self, decide: Callable[[], Any]) -> Any:
         """What `decide` returns on rank 0, on every rank. All ranks must call it at the same update."""
         if self._alone:
             return decide()
@@ -179,7 +179,7 @@ class Sync:
         dist.all_gather_object(found, value)
         return found
 
-    def copy_from_first(self, tensors: list[torch.Tensor]) -> None:
+    def broadcast_tensors(self, tensors: list[torch.Tensor]) -> None:
         """Overwrites the tensors with those of rank 0."""
         for tensor in [] if self._alone else tensors:
             dist.broadcast(tensor, src=0)

@@ -10,12 +10,12 @@ import sys
 import tyro
 
 from cluster.errors import one_line_errors
-from deblur.data.packing import Settings, pack, summary
+from deblur.data.packing import PackSettings, pack, summary
 
 
 def main() -> None:
     with one_line_errors():
-        settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.pack", args=sys.argv[1:])
+        settings = tyro.cli(PackSettings, description=__doc__, prog="python -m deblur.pack", args=sys.argv[1:])
         print(summary(pack(settings)))
 
 

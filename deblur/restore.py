@@ -19,13 +19,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cluster.errors import one_line_errors
 from cluster.storage import absolute, open_store
-from deblur.inference.bulk import Settings, left_to_do, plan, restore
+from deblur.inference.bulk import RestoreSettings, left_to_do, plan, restore
 from deblur.inference.generator import build_model, read_model
 
 
 def main() -> None:
     with one_line_errors():
-        settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.restore")
+        settings = tyro.cli(RestoreSettings, description=__doc__, prog="python -m deblur.restore")
         settings = replace(settings, out=absolute(settings.out))
         photos = plan(settings.inputs, settings.out)
         model = read_model(settings.model)

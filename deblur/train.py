@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from cluster.errors import one_line_errors
 from deblur.config import cli as settings_of
-from deblur.training.job import Settings, train
+from deblur.training.job import TrainSettings, train
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """Settings from flags."""
-    return settings_of.parse(Settings, arguments, "python -m deblur.train", str(__doc__))
+def parse(arguments: Sequence[str]) -> TrainSettings:
+    """TrainSettings from flags."""
+    return settings_of.parse(TrainSettings, arguments, "python -m deblur.train", str(__doc__))
 
 
 def main() -> None:

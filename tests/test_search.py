@@ -40,7 +40,7 @@ def score(trial: dict[str, Any]) -> float:
 @pytest.mark.timeout(900)
 def test_a_search_whose_driver_is_killed_goes_on_and_what_it_finds_is_found_again(tmp_path: Path) -> None:
     """Eight trials on the sample photographs, the second one hopeless. The limit is ten minutes on two cores."""
-    (tmp_path / "points.json").write_text('[{"generator_rate": 0.7}]')
+    (tmp_path / "points.json").write_text('[{"generator_lr": 0.7}]')
     runs, folder = tmp_path / "runs", tmp_path / "runs" / "s"
     arguments = [sys.executable, "-m", "deblur.tune", "--recipe", "demo", "--runs", runs, "--search", "s"]
     arguments += ["--trials", "8", "--images", "480", "--points", tmp_path / "points.json", "--reduction", "2"]

@@ -99,7 +99,7 @@ def launch(
                 print("a node was taken away before the ranks could leave it; starting again", flush=True)
             except (WorkerGroupError, ControllerError) as error:
                 _raise_if_final(error)
-                if placement.others and _came_too_late(error):
+                if placement.shared_cluster and _came_too_late(error):
                     continue
                 now = progress()
                 failures = 1 if now > reached else failures + 1
@@ -134,8 +134,8 @@ def check_nodes_can_access(readable: str, writable: str, placement: Placement, n
 
     Raises InputError where a node cannot, and where too few nodes come within the wait.
     """
-    with preflight.marker(open_store(writable, preflight.ANSWER)) as key:
-        answers = everywhere(placement, preflight.look_around, readable, writable, key)
+    with preflight.marker(open_store(writable, preflight.RETRY)) as key:
+        answers = everywhere(placement, preflight.check_storage_access, readable, writable, key)
     for address, error in answers.items():
         if error:
             raise InputError(
@@ -254,7 +254,7 @@ def _on_worker(settings: dict[str, Any]) -> bool:
         device=get_device() if dist.get_backend() == "nccl" else torch.device("cpu"),
         host=ray.util.get_node_ip_address(),
     )
-    sync = ray_sync(room=lambda: _more_nodes(settings["placement"], group, nodes))
+    sync = ray_sync(can_scale_up=lambda: _more_nodes(settings["placement"], group, nodes))
     return settings["worker"](settings["config"], rank, sync)
 
 
@@ -272,14 +272,14 @@ def _more_nodes(placement: Placement, group: Group, mine: set[str]) -> bool:
     return any(node["NodeID"] not in mine for node in free)
 
 
-def ray_sync(room: Callable[[], bool]) -> Sync:
+def ray_sync(can_scale_up: Callable[[], bool]) -> Sync:
     """The meeting point of a worker of Ray Train."""
     import ray.train  # a machine without Ray can train one rank
 
-    def seconds_left() -> float | None:
+    def seconds_to_preemption() -> float | None:
         notice = ray.train.get_preemption_info()
         if notice is None:
             return None
         return (notice.deadline_ms or 0) / 1000 - time.time()  # without a deadline: at any moment
 
-    return Sync(ray.train.report, seconds_left, room)
+    return Sync(ray.train.report, seconds_to_preemption, can_scale_up)

@@ -46,9 +46,9 @@ def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
     start, told, settled = time.monotonic(), None, False
     enough_at = start
     least, autoscaled = placement.min_nodes or placement.nodes, _autoscaled()
-    with contextlib.closing(_asking(placement, with_gpus)) as asking:
+    with contextlib.closing(_request_nodes(placement, with_gpus)) as asking:
         while True:
-            _give_back_what_the_dead_reserved()
+            _remove_orphaned_placement_groups()
             nodes = free_nodes(placement, with_gpus)
             now = time.monotonic()
             waited = now - start
@@ -63,7 +63,7 @@ def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
                 fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
                 return replace(fewest, nodes=min(len(nodes), placement.nodes))
             missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
-            if placement.others and len(_fitting_nodes(placement, with_gpus, free=False)) >= least:
+            if placement.shared_cluster and len(_fitting_nodes(placement, with_gpus, free=False)) >= least:
                 enough_at = now
             if now - enough_at > placement.wait_s:
                 raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
@@ -86,7 +86,7 @@ def any_node(placement: Placement) -> bool:
     return bool(_fitting_nodes(placement, free=False))
 
 
-def room(placement: Placement) -> int:
+def count_free_slots(placement: Placement) -> int:
     """How many groups of ranks of this placement the nodes that are free now hold beside each other."""
     left = ray._private.state.available_resources_per_node()
     nodes = free_nodes(placement)
@@ -96,7 +96,7 @@ def room(placement: Placement) -> int:
     return sum(_groups(share, free) for share, free in shares if share)
 
 
-def _give_back_what_the_dead_reserved() -> None:
+def _remove_orphaned_placement_groups() -> None:
     """Removes what Ray Train reserved for groups that died while they were being started.
 
     Ray 2.58 gives that back with the driver's end alone (tried: the placement group outlives its controller).
@@ -120,14 +120,14 @@ def _autoscaled() -> bool:
     return is_autoscaler_v2(fetch_from_server=True) and "--no-monitor" in start_of_head
 
 
-def _asking(placement: Placement, with_gpus: bool) -> Iterator[None]:
+def _request_nodes(placement: Placement, with_gpus: bool) -> Iterator[None]:
     """Asks the autoscaler for nodes, one look at a time, until it is closed; nothing is left of it then.
 
     A placement group that waits asks for distinct nodes and ends with the driver, however that ends. It reserves
     nothing before all of its nodes are there; then it goes, for the ranks need what it has reserved.
     """
     while True:
-        for bundles in _wishes(placement, with_gpus):
+        for bundles in _bundle_candidates(placement, with_gpus):
             group = placement_group(bundles, strategy="STRICT_SPREAD")
             try:
                 while not (placed := _is_placed(group)) and not _is_refused(group):
@@ -139,7 +139,7 @@ def _asking(placement: Placement, with_gpus: bool) -> Iterator[None]:
                 break
 
 
-def _wishes(placement: Placement, with_gpus: bool) -> list[list[dict[str, float]]]:
+def _bundle_candidates(placement: Placement, with_gpus: bool) -> list[list[dict[str, float]]]:
     """What nodes to ask for: the first, and the next each time that the autoscaler says it has no such nodes.
 
     It brings all nodes of a group or none, so that their number has to come down to what there can be, as far as to
@@ -215,7 +215,7 @@ def _share(resources: dict[str, float], placement: Placement) -> Group | None:
 
 def _answering(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The nodes that run a task now: Ray lists a node for a while after it was lost, and one that is being taken."""
-    asked = {run_on(node["NodeID"], preflight.answer): node for node in nodes}
+    asked = {run_on(node["NodeID"], preflight.ping): node for node in nodes}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
     for task in late:
         ray.cancel(task, force=True)

@@ -20,4 +20,4 @@ class Placement:
     ranks_per_node: int | None = None
     wait_s: float = 600.0
     groups_per_node: int = 1
-    others: bool = False
+    shared_cluster: bool = False

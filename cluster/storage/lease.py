@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 class Lease:
     """What its holder gives to those who write on its behalf."""
 
-    number: int
+    token: int
     holder: str
 
 
@@ -50,7 +50,7 @@ class Holder:
         """A lease for others to write with; all before it are void. Raises InputError where it is held no more."""
         return self._write({"id": uuid.uuid4().hex})
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """A sign of life. Raises InputError where it is held no more."""
         self._write({"beat": self._me["beat"] + 1})
 
@@ -62,13 +62,13 @@ class Holder:
         with self._lock:
             check(self._store, self.lease)
             self._me |= change
-            self._store.put(_key(self.lease.number), _bytes(self._me))
-            self.lease = Lease(self.lease.number, self._me["id"])
+            self._store.put(_key(self.lease.token), _bytes(self._me))
+            self.lease = Lease(self.lease.token, self._me["id"])
             return self.lease
 
 
 @contextlib.contextmanager
-def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
+def acquire(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
     """Holds the lease of what lies at a URL. Raises InputError where somebody else does.
 
     A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, a moment.
@@ -90,7 +90,7 @@ def held(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
 
 def check(store: Store, lease: Lease) -> None:
     """Raises InputError when another start has taken the lease over."""
-    if _highest(store) > lease.number or not _stands_in(store, lease):
+    if _highest(store) > lease.token or not _is_current_holder(store, lease):
         raise InputError(f"{store.url}: another start has taken this run over; this one stops")
 
 
@@ -106,15 +106,15 @@ def _take(store: Store, me: dict[str, Any], expiry_s: float) -> int:
         # Others that were told the same at the same moment have written by then. Numbers below the highest are removed,
         # so one that was very slow may have created one of these again.
         time.sleep(min(1.0, expiry_s / BEATS_PER_EXPIRY))
-        if _highest(store) == last + 1 and _stands_in(store, Lease(last + 1, me["id"])):
+        if _highest(store) == last + 1 and _is_current_holder(store, Lease(last + 1, me["id"])):
             for number in _numbers(store)[:-1]:
                 store.delete(_key(number))
             return last + 1
 
 
-def _stands_in(store: Store, lease: Lease) -> bool:
+def _is_current_holder(store: Store, lease: Lease) -> bool:
     try:
-        return _read(store.get(_key(lease.number))).get("id") == lease.holder
+        return _read(store.get(_key(lease.token))).get("id") == lease.holder
     except NotFound:
         return False
 
@@ -143,7 +143,7 @@ def _is_free(store: Store, number: int, expiry_s: float) -> bool:
 def _beat(holder: Holder, expiry_s: float, ended: threading.Event) -> None:
     while not ended.wait(expiry_s / BEATS_PER_EXPIRY):
         try:
-            holder.beat()
+            holder.heartbeat()
         except Exception as error:  # the next beat may succeed, and commits are checked anyway
             _log.warning("lease not renewed: %s", error)
 

@@ -11,7 +11,7 @@ from cluster.errors import FINAL, InputError, NotFound
 from cluster.storage.base import Retry, Store, join
 from cluster.storage.open import open_store
 
-ANSWER = Retry(limit_s=15.0, stall_s=10.0)
+RETRY = Retry(limit_s=15.0, stall_s=10.0)
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def read_and_write(url: str, key: str) -> None:
 
     Raises InputError or StorageUnavailable, naming the place.
     """
-    store = open_store(url, ANSWER)
+    store = open_store(url, RETRY)
     try:
         found = store.get(key)
     except NotFound:
@@ -42,18 +42,18 @@ def read_and_write(url: str, key: str) -> None:
             raise InputError(f"{join(url, mine)}: was written, but is not found again")
 
 
-def answer() -> None:
+def ping() -> None:
     """What a node is asked to do to see that it lives."""
 
 
-def look_around(readable: str, writable: str, key: str) -> str:
+def check_storage_access(readable: str, writable: str, key: str) -> str:
     """What is wrong as seen from this machine, empty where nothing is.
 
     `readable` is the URL of an object; `writable` the root in which another machine left the marker `key`.
     """
     try:
         parent, _, name = readable.rpartition("/")
-        open_store(parent, ANSWER).get(name, 0, 1)
+        open_store(parent, RETRY).get(name, 0, 1)
         read_and_write(writable, key)
     except FINAL as error:
         return str(error)

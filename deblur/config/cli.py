@@ -18,7 +18,7 @@ _flat = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class SharedSettings:
     """The recipe's own fields can be set by flags, too."""
 
     data: str | None = None
@@ -72,7 +72,7 @@ class Shared:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
-Kind = TypeVar("Kind", bound=Shared)
+Kind = TypeVar("Kind", bound=SharedSettings)
 
 
 def parse(kind: type[Kind], arguments: Sequence[str], program: str, description: str) -> Kind:
@@ -89,7 +89,7 @@ def parse(kind: type[Kind], arguments: Sequence[str], program: str, description:
     )
 
 
-def plain(settings: Shared) -> dict[str, Any]:
+def plain(settings: SharedSettings) -> dict[str, Any]:
     """Settings as plain values: no class travels to the workers, and no secret is among them."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     return values | {"recipe": recipes.to_json(settings.recipe)}

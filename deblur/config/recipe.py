@@ -18,6 +18,15 @@ except ModuleNotFoundError:  # a bare machine with torch: recipes without a comm
     _FLAT = None
 else:
     _FLAT = tyro.conf.arg(name="")  # --batch-size, not --data.batch-size
+
+
+def _formerly(flag: str) -> object:
+    """An option that had another name until version 0.2, which still works."""
+    return None if _FLAT is None else tyro.conf.arg(aliases=[flag])
+
+
+# Fields by the names that recipes of version 0.1 have for them.
+RENAMED = {"generator_rate": "generator_lr", "critic_rate": "critic_lr", "decay_from": "lr_decay_start"}
 Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
 FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 MAX_CRITIC_UPDATES = 64  # a critic that steps more often than this per generator step is a typing error
@@ -94,26 +103,26 @@ class LossRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamRecipe:
-    generator_rate: float = 1e-4
+    generator_lr: Annotated[float, _formerly("--generator-rate")] = 1e-4
     """Learning rate of the generator."""
-    critic_rate: float = 1e-4
+    critic_lr: Annotated[float, _formerly("--critic-rate")] = 1e-4
     """Learning rate of the critic."""
     beta1: float = 0.5
     """Decay of the mean of gradients."""
     beta2: float = 0.999
     """Decay of the mean of squared gradients."""
-    decay_from: float = 0.5
+    lr_decay_start: Annotated[float, _formerly("--decay-from")] = 0.5
     """Share of the run after which both rates fall linearly to 0; 1 keeps them constant."""
 
     def __post_init__(self) -> None:
-        for name in ("generator_rate", "critic_rate"):
+        for name in ("generator_lr", "critic_lr"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be in (0, 1)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if not 0 <= self.decay_from <= 1:
-            raise InputError(f"decay_from is {self.decay_from}; it is a share of the run, in [0, 1]")
+        if not 0 <= self.lr_decay_start <= 1:
+            raise InputError(f"lr_decay_start is {self.lr_decay_start}; it is a share of the run, in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +190,7 @@ def blog() -> Recipe:
         generator=GeneratorRecipe(norm="batch", output="mean"),
         critic=CriticRecipe(architecture="dense", norm="batch"),
         loss=LossRecipe(objective="wasserstein", features="vgg16-block3_conv3", penalty_weight=0.0),
-        adam=AdamRecipe(beta1=0.9, decay_from=1.0),
+        adam=AdamRecipe(beta1=0.9, lr_decay_start=1.0),
         data=DataRecipe(epochs=50, flip=False),
     )
 
@@ -213,7 +222,7 @@ def demo() -> Recipe:
             pixel_weight=10.0,
             adversarial_weight=0.002,
         ),
-        adam=AdamRecipe(generator_rate=7e-4, critic_rate=5e-4, beta1=0.9, decay_from=0.3),
+        adam=AdamRecipe(generator_lr=7e-4, critic_lr=5e-4, beta1=0.9, lr_decay_start=0.3),
         data=DataRecipe(batch_size=4, crop=96, rotate=True, images=10_000),
     )
 
@@ -250,6 +259,7 @@ def _build(kind: type, values: Any, place: str) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"{place}: {kind.__name__} must be a JSON object, not {values!r}")
     hints = get_type_hints(kind)
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(f"{place}: {kind.__name__} has no field {unknown[0]!r}; it has {', '.join(hints)}")

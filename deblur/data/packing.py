@@ -48,7 +48,7 @@ _THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class PackSettings:
     source: tyro.conf.Positional[str]
     """Folder, or the word samples."""
     out: str
@@ -98,7 +98,7 @@ class Source:
     read: Callable[[], tuple[Picture, Picture]] = field(compare=False)
 
 
-def pack(settings: Settings) -> Index:
+def pack(settings: PackSettings) -> Index:
     """Writes the dataset and returns its index. What can be checked without decoding is checked before any write."""
     store = open_store(settings.out)
     splits, made = _sources(settings)
@@ -107,20 +107,20 @@ def pack(settings: Settings) -> Index:
             raise InputError(f"{join(store.url, INDEX)}: a dataset is there; choose another --out or --overwrite")
         store.delete(INDEX)
     index = Index(made=made, splits={name: _write(store, name, sources, settings) for name, sources in splits.items()})
-    _remove_strangers(store, index)
+    _delete_stale_shards(store, index)
     write_index(store, index)
     return index
 
 
 def pack_samples(store: Store) -> Index:
     """The sample set as a dataset; replaces one that is there."""
-    return pack(Settings(source=SAMPLES, out=store.url, overwrite=True))
+    return pack(PackSettings(source=SAMPLES, out=store.url, overwrite=True))
 
 
 # ---- what there is
 
 
-def _sources(settings: Settings) -> tuple[dict[str, list[Source]], dict[str, Any]]:
+def _sources(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[str, Any]]:
     """The pairs of each split in the order of packing, and a description of how they came to be."""
     cut = settings.cut and (settings.cut, settings.step or -(-settings.cut // 2))
     made: dict[str, Any] = {"seed": settings.seed, "cut": cut and list(cut), "shard_mb": settings.shard_mb}
@@ -139,7 +139,7 @@ def _sources(settings: Settings) -> tuple[dict[str, list[Source]], dict[str, Any
     return splits | {"train": [splits["train"][i] for i in order]}, made
 
 
-def _read_layout(root: Path, settings: Settings) -> tuple[str, dict[str, list[Source]]]:
+def _read_layout(root: Path, settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
     layout = pairs.layout_of(root)
     if settings.blur and layout != "gopro":
         raise InputError(f"--blur {settings.blur}: {root} is no GOPRO tree, its blurred pictures are of one kind")
@@ -205,7 +205,7 @@ def _read(path: Path) -> Picture:
 # ---- what becomes of it
 
 
-def _write(store: Store, split: str, sources: Sequence[Source], settings: Settings) -> Split:
+def _write(store: Store, split: str, sources: Sequence[Source], settings: PackSettings) -> Split:
     # Evaluation is on full frames: training pictures alone are cut.
     cut = None if split != "train" else (SAMPLE_CUT, SAMPLE_STEP) if settings.source == SAMPLES else _cut_of(settings)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -229,7 +229,7 @@ def _shuffled(samples: Iterable[PackedSample], seed: int) -> Iterator[PackedSamp
             yield replace(waiting[nth], blurred_png=spool.get(f"{nth}.blurred"), sharp_png=spool.get(f"{nth}.sharp"))
 
 
-def _cut_of(settings: Settings) -> tuple[int, int] | None:
+def _cut_of(settings: PackSettings) -> tuple[int, int] | None:
     return (settings.cut, settings.step or -(-settings.cut // 2)) if settings.cut else None
 
 
@@ -276,7 +276,7 @@ def _packed(source: Source, key: str, pngs: list[bytes], size: tuple[int, int]) 
     return PackedSample(key=key, blurred_png=pngs[0], sharp_png=pngs[1], meta={"scene": source.scene}, size=size)
 
 
-def _remove_strangers(store: Store, index: Index) -> None:
+def _delete_stale_shards(store: Store, index: Index) -> None:
     """Shards that an earlier, interrupted pack left and this one did not write."""
     mine = {shard.name for split in index.splits.values() for shard in split.shards}
     for split in ("train", "validation", "test"):

@@ -75,13 +75,13 @@ class NetworkDetector:
         """
         from torchvision.models import get_model  # not at the top: it takes a second
 
-        mend = (
+        hint = (
             f"--detector-weights takes the state dict of torchvision's {network}, as .safetensors or from "
             "torch.save(net.state_dict())"
         )
-        state = read_weights(source, mend)
+        state = read_weights(source, hint)
         self._network = get_model(network, weights=None, weights_backbone=None)
-        refuse_other_tensors(self._network.state_dict(), state, source, mend)
+        refuse_other_tensors(self._network.state_dict(), state, source, hint)
         self._network.load_state_dict(state)
         self._network.to(device).eval()
         self._device = device

@@ -74,5 +74,5 @@ def _download() -> dict[str, Tensor]:
     """torchvision's ImageNet weights, from its cache or its server."""
     from torchvision.models import AlexNet_Weights  # not at the top: it takes a second
 
-    mend = "give --lpips-weights FILE or s3:// URL of a state dict with torchvision's names, or leave out --lpips"
-    return torchvision_weights(AlexNet_Weights.IMAGENET1K_V1, mend)
+    hint = "give --lpips-weights FILE or s3:// URL of a state dict with torchvision's names, or leave out --lpips"
+    return torchvision_weights(AlexNet_Weights.IMAGENET1K_V1, hint)

@@ -29,7 +29,7 @@ _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RestoreSettings:
     inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IN...")]]
     """Photographs, and folders and s3://bucket/prefixes of them."""
     out: str
@@ -72,7 +72,7 @@ class Photo:
 Work = Callable[[Photo], str]
 
 
-def work_of(model: bytes, settings: Settings) -> Work:
+def work_of(model: bytes, settings: RestoreSettings) -> Work:
     """What restores one photograph after the other in this process, returning why not where it cannot."""
     device = pick_device(settings.device)
     generator = build_model(model, settings.model, device)
@@ -160,7 +160,7 @@ def _place(folder: str, name: str) -> str:
     return join(folder, name) if "://" in folder else str((Path(folder) / name).resolve())
 
 
-def left_to_do(photos: Sequence[Photo], out: Store, model: bytes, settings: Settings) -> list[Photo]:
+def left_to_do(photos: Sequence[Photo], out: Store, model: bytes, settings: RestoreSettings) -> list[Photo]:
     """Those that are not in `out` yet.
 
     Raises InputError where what is there was not made by this model: it would be taken for this one's.
@@ -185,7 +185,7 @@ def left_to_do(photos: Sequence[Photo], out: Store, model: bytes, settings: Sett
     return left
 
 
-def restore(photos: Sequence[Photo], model: bytes, settings: Settings) -> list[str]:
+def restore(photos: Sequence[Photo], model: bytes, settings: RestoreSettings) -> list[str]:
     """Restores photographs here or on the cluster; returns one line for each that failed."""
     seconds = 0.1 if sys.stderr.isatty() else 60  # a line a minute in the log of a job
     progress = partial(tqdm, total=len(photos), unit="photo", mininterval=seconds, maxinterval=seconds)
@@ -197,7 +197,7 @@ def restore(photos: Sequence[Photo], model: bytes, settings: Settings) -> list[s
     return [line for line in progress(outcomes) if line]
 
 
-def _outcomes_of_nodes(photos: Sequence[Photo], model: bytes, settings: Settings, nodes: int) -> Iterator[str]:
+def _outcomes_of_nodes(photos: Sequence[Photo], model: bytes, settings: RestoreSettings, nodes: int) -> Iterator[str]:
     from cluster.on_ray.launch import check_nodes_can_access  # needs Ray
     from cluster.on_ray.tasks import for_each
 

@@ -17,7 +17,7 @@ def normalise(norm: Norm, channels: int) -> nn.Module:
     return layers[norm](channels)
 
 
-def mixes_images(network: nn.Module) -> bool:
+def has_batch_norm(network: nn.Module) -> bool:
     """Whether what it says of an image depends on the others in the batch."""
     return any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in network.modules())
 

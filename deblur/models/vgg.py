@@ -114,8 +114,8 @@ def _download(network: str) -> dict[str, Tensor]:
     from torchvision.models import VGG16_Weights, VGG19_Weights
 
     wanted = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "vgg19": VGG19_Weights.IMAGENET1K_V1}[network]
-    mend = "give --vgg-weights FILE or s3:// URL of a state dict with torchvision's names"
-    return torchvision_weights(wanted, f"{mend}, or choose --feature-weights random")
+    hint = "give --vgg-weights FILE or s3:// URL of a state dict with torchvision's names"
+    return torchvision_weights(wanted, f"{hint}, or choose --feature-weights random")
 
 
 _MEND = (

@@ -10,20 +10,20 @@ from cluster.errors import InputError
 from cluster.storage import read_url
 
 
-def torchvision_weights(wanted: Any, mend: str) -> dict[str, Tensor]:
+def torchvision_weights(wanted: Any, hint: str) -> dict[str, Tensor]:
     """The state dict of one of torchvision's weights (a WeightsEnum), from its cache or its server.
 
-    `mend` ends the message where it cannot be had (InputError).
+    `hint` ends the message where it cannot be had (InputError).
     """
     try:
         return wanted.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except Exception as error:  # the network, the cache's folder or its file: the mend is the same
         network = type(wanted).__name__.removesuffix("_Weights").lower()
         reason = f"torchvision's {network} weights could not be had: {error}"
-        raise InputError(f"{wanted.url}: {reason}; {mend}") from error
+        raise InputError(f"{wanted.url}: {reason}; {hint}") from error
 
 
-def read_weights(source: str, mend: str) -> dict[str, Tensor]:
+def read_weights(source: str, hint: str) -> dict[str, Tensor]:
     """The state dict in a .safetensors file, or in one of torch.save; nothing in it is executed.
 
     source  a file or s3:// URL
@@ -39,16 +39,16 @@ def read_weights(source: str, mend: str) -> dict[str, Tensor]:
     except Exception as error:  # damaged files raise a dozen kinds
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{source}: holds no tensors that can be read without running code from it ({reason}); {mend}"
+            f"{source}: holds no tensors that can be read without running code from it ({reason}); {hint}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{source}: holds {type(state).__name__}, not a dict of names and tensors; {mend}")
+        raise InputError(f"{source}: holds {type(state).__name__}, not a dict of names and tensors; {hint}")
     return state
 
 
-def refuse_other_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], place: str, mend: str) -> None:
+def refuse_other_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], place: str, hint: str) -> None:
     """Raises InputError naming the first tensor that is missing, of another shape, or not the network's."""
     for name in [*expected, *sorted(found)]:
         wanted, came = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
         if wanted != came:
-            raise InputError(f"{place}: weights of another network: tensor {name} is {came}, expected {wanted}; {mend}")
+            raise InputError(f"{place}: weights of another network: tensor {name} is {came}, expected {wanted}; {hint}")

@@ -12,25 +12,27 @@ from cluster.storage import lease as leases
 from cluster.storage.lease import Holder
 from deblur.config import cli as settings_of
 from deblur.config import recipe as recipes
-from deblur.config.cli import Shared
+from deblur.config.cli import SharedSettings
 from deblur.data.dataset import Dataset
 from deblur.search import report as search_report
 from deblur.search import space, tpe
 from deblur.search.record import POINT, Metric, Search, Trial
 from deblur.search.table import Shown, counts, table
-from deblur.training.job import Settings as TrainSettings
-from deblur.training.job import dataset_line, located, nodes_that_reach, origin_of, train
+from deblur.training.job import TrainSettings, dataset_line, located, nodes_that_reach, origin_of, train
 from deblur.training.loop import plan_of, total_images
 from deblur.training.run import Origin, Run
 
 FIRST_RUNG = 16  # the first look at a trial comes at this part of the budget
 
 
-_SHARED = {field.name for field in fields(Shared)} - {"check", "recipe"}  # what a trial's training is told as it is
+_SHARED = {field.name for field in fields(SharedSettings)} - {
+    "check",
+    "recipe",
+}  # what a trial's training is told as it is
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shared):
+class TuneSettings(SharedSettings):
     """What is searched and where. The recipe's own fields can be set by flags, too, and are then not varied."""
 
     search: str | None = None
@@ -78,7 +80,7 @@ class Settings(Shared):
             ranks_per_node=self.ranks_per_node,
             wait_s=self.wait_s,
             groups_per_node=self.trials_per_node,
-            others=True,
+            shared_cluster=True,
         )
 
 
@@ -86,7 +88,7 @@ class Settings(Shared):
 class Plan:
     """A search whose settings were found good."""
 
-    settings: Settings
+    settings: TuneSettings
     space: space.Space
     first: Sequence[Mapping[str, space.Value]]
     """Configurations that are not drawn: the recipe's own, then the points."""
@@ -105,7 +107,7 @@ class Plan:
         return space.drawn(self.space, settings.recipe.seed, number)
 
 
-def prepare(settings: Settings, given: Sequence[str] = ()) -> Plan:
+def prepare(settings: TuneSettings, given: Sequence[str] = ()) -> Plan:
     """Finds all that can be known to be wrong before any work."""
     if settings.sampler == "tpe":
         tpe.check()
@@ -147,7 +149,7 @@ def prepare(settings: Settings, given: Sequence[str] = ()) -> Plan:
 def tune(plan: Plan) -> Search:
     """Makes the trials that are still to be made, and returns the search."""
     from cluster.on_ray import launch  # needs Ray
-    from cluster.on_ray.nodes import room
+    from cluster.on_ray.nodes import count_free_slots
     from cluster.on_ray.tune import check_here
 
     settings, found = plan.settings, _read(plan)
@@ -163,12 +165,12 @@ def tune(plan: Plan) -> Search:
     with launch.connected(quiet=True):
         check_here()
         nodes = nodes_that_reach(settings.data, settings.runs, settings.placement)
-        at_once = settings.at_once or max(1, room(settings.placement))
+        at_once = settings.at_once or max(1, count_free_slots(settings.placement))
         print(f"nodes    {', '.join(nodes)}: {at_once} trials at once", flush=True)
         if settings.check:
             print("all is well; the same command without --check searches")
             return found
-        with leases.held(found.url) as holder:
+        with leases.acquire(found.url) as holder:
             found = _read(plan)  # a start before this one may have written until now
             _search(plan, found, holder, at_once)
     return found
@@ -181,7 +183,7 @@ def _read(plan: Plan) -> Search:
     assert settings.search
     retry = Retry(limit_s=settings.storage_wait_s)
     url = join(settings.runs, settings.search)
-    found = Search(url, settings.recipe, settings.metric, _same_always(plan), retry)
+    found = Search(url, settings.recipe, settings.metric, _resume_fingerprint(plan), retry)
     for trial in found.trials:
         if trial.state == "failed" and settings.retry_failed:
             trial.state, trial.reason = "running", ""
@@ -263,7 +265,7 @@ def _configuration(plan: Plan, found: Search, trial: Trial) -> dict[str, Any]:
     return {"name": name, "settings": shared | own, "placement": asdict(plan.settings.placement)}
 
 
-def _same_always(plan: Plan) -> dict[str, Any]:
+def _resume_fingerprint(plan: Plan) -> dict[str, Any]:
     """What must not change while a search goes on: all that trials share, how they are drawn, and who is ended."""
     settings = plan.settings
     return {
@@ -278,6 +280,6 @@ def _same_always(plan: Plan) -> dict[str, Any]:
     }
 
 
-def is_done(found: Search, settings: Settings) -> bool:
+def is_done(found: Search, settings: TuneSettings) -> bool:
     """Whether every trial has ended."""
     return len(found.trials) >= settings.trials and all(trial.state != "running" for trial in found.trials)

@@ -26,8 +26,8 @@ VARIED = (
     "adversarial_weight",
     "penalty_weight",
     "critic_updates",
-    "generator_rate",
-    "critic_rate",
+    "generator_lr",
+    "critic_lr",
     "objective",
 )
 CRITIC_UPDATES = (1, 8)  # where nothing else is said
@@ -244,7 +244,7 @@ def _read(name: str, text: str) -> Range | Choices:
     if kind not in (int, float):
         raise InputError(f"--space {name}={text}: {name} is no number; write the choices, with commas between them")
     ends = [float(_value(name, end)) for end in (low, high)]
-    logarithmic = name.endswith(("_weight", "_rate"))
+    logarithmic = name.endswith(("_weight", "_lr"))
     if ends[0] > ends[1]:
         raise InputError(f"--space {name}={text}: the range is empty; write the smaller number first")
     if logarithmic and ends[0] <= 0:

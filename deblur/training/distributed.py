@@ -11,7 +11,7 @@ from cluster.sync import Rank
 from deblur.config import randomness
 from deblur.config.recipe import Recipe
 from deblur.models.build import build_critic, build_generator
-from deblur.models.layers import mixes_images
+from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features
 from deblur.training.update import Autocast, Updater
 
@@ -36,7 +36,7 @@ def distributed(network: nn.Module, rank: Rank) -> nn.Module:
     """The network in DistributedDataParallel where there are other ranks, with BatchNorm over all of them on GPUs."""
     if rank.num_ranks == 1:
         return network
-    if mixes_images(network):
+    if has_batch_norm(network):
         if rank.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         elif rank.rank == 0:

@@ -19,7 +19,7 @@ from cluster.storage.cache import Cache
 from cluster.storage.lease import Holder, Lease
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config import cli as settings_of
-from deblur.config.cli import Kind, Shared
+from deblur.config.cli import Kind, SharedSettings
 from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.packing import packed_samples
 from deblur.data.plan import lanes_of
@@ -60,14 +60,14 @@ def dataset_line(index: Index, data: str) -> str:
 MAX_VALIDATIONS = 100  # per run, where nothing else is said
 
 
-FIRST_ANSWER_S = 15.0  # what storage gets before a start, when a wrong address is likelier than a failure
+STARTUP_TIMEOUT_S = 15.0  # what storage gets before a start, when a wrong address is likelier than a failure
 
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shared):
+class TrainSettings(SharedSettings):
     """Where a run takes place and what it is called. The recipe's own fields can be set by flags, too."""
 
     run: str | None = None
@@ -94,7 +94,7 @@ class Settings(Shared):
         return join(self.runs, self.run)
 
 
-def train(settings: Settings, placement: Placement | None = None, callbacks: Sequence[Any] = ()) -> Run:
+def train(settings: TrainSettings, placement: Placement | None = None, callbacks: Sequence[Any] = ()) -> Run:
     """Trains to the end of the recipe, going on from where the run was, and returns the finished run.
 
     On the nodes of the settings unless a `placement` says otherwise; `callbacks` of Ray Train hear the validations.
@@ -113,14 +113,14 @@ def train(settings: Settings, placement: Placement | None = None, callbacks: Seq
     elif run.is_finished(total):
         print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
     else:
-        with leases.held(run.url) as holder:
+        with leases.acquire(run.url) as holder:
             run.begin(settings.recipe, origin_of(dataset, features))
             _start(settings, features, holder, placement or _placement(settings), callbacks)
     return run
 
 
 def _start(
-    settings: Settings, features: Features, holder: Holder, placement: Placement, callbacks: Sequence[Any]
+    settings: TrainSettings, features: Features, holder: Holder, placement: Placement, callbacks: Sequence[Any]
 ) -> None:
     numbers = numbers_of(Run(settings.run_url).name, "driver")
     numbers.set("deblur_ranks_wanted", settings.nodes * (settings.ranks_per_node or 1))
@@ -134,7 +134,7 @@ def _start(
 
 
 def _launch(
-    settings: Settings, holder: Holder, numbers: Numbers, placement: Placement, callbacks: Sequence[Any]
+    settings: TrainSettings, holder: Holder, numbers: Numbers, placement: Placement, callbacks: Sequence[Any]
 ) -> None:
     from cluster.on_ray import launch  # a machine with one rank may lack Ray
 
@@ -150,7 +150,7 @@ def _launch(
                 "settings": settings_of.plain(settings),
                 "lease": lease,
                 "driver": driver,
-                "trial": placement.others,
+                "trial": placement.shared_cluster,
             }
 
         if driver:  # to be seen while it waits for nodes; the first rank then adds the others
@@ -160,19 +160,19 @@ def _launch(
         launch.launch(train_rank, config_of_a_group, placement, run.images_seen, callbacks)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: TrainSettings) -> None:
     """The rest of --check: the settings were resolved, the dataset was read."""
     if _needs_ray(settings):
         nodes = nodes_that_reach(settings.data, settings.runs, _placement(settings))
         print(f"nodes    {', '.join(nodes)}: each has read the dataset, and read and written {settings.runs}")
     else:
-        with preflight.marker(open_store(settings.runs, preflight.ANSWER)) as key:
+        with preflight.marker(open_store(settings.runs, preflight.RETRY)) as key:
             preflight.read_and_write(settings.runs, key)
         print(f"nodes    this machine, without Ray; has read and written {settings.runs}")
     print("all is well; the same command without --check trains")
 
 
-def prepare(settings: Settings) -> tuple[Settings, Dataset, Features]:
+def prepare(settings: TrainSettings) -> tuple[TrainSettings, Dataset, Features]:
     """Finds all that can be known to be wrong before any work; the settings come back with nothing left open."""
     settings, dataset, features = located(settings)
     recipe, plan = settings.recipe, plan_of(settings.recipe, dataset.index)
@@ -197,20 +197,20 @@ def located(settings: Kind) -> tuple[Kind, Dataset, Features]:
     return replace(settings, runs=runs, data=dataset.store.url, vgg_weights=weights), dataset, _features(settings)
 
 
-def _first(settings: Shared) -> Retry:
+def _first(settings: SharedSettings) -> Retry:
     """The patience of a start."""
-    return Retry(limit_s=min(FIRST_ANSWER_S, settings.storage_wait_s))
+    return Retry(limit_s=min(STARTUP_TIMEOUT_S, settings.storage_wait_s))
 
 
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     """What each rank does, with the plain values of `_launch`. Returns whether the end of the recipe was reached."""
-    settings = settings_of.from_plain(Settings, config["settings"])
+    settings = settings_of.from_plain(TrainSettings, config["settings"])
     lease = Lease(**config["lease"])
     return _fit(settings, lease, _features(settings), rank, sync, config["driver"], config["trial"])
 
 
 def _fit(
-    settings: Settings, lease: Lease, features: Features, rank: Rank, sync: Sync, driver: str, trial: bool = False
+    settings: TrainSettings, lease: Lease, features: Features, rank: Rank, sync: Sync, driver: str, trial: bool = False
 ) -> bool:
     """`driver` is where that one serves its metrics."""
     assert settings.data
@@ -243,7 +243,7 @@ def _fit(
         )
 
 
-def _features(settings: Shared) -> Features:
+def _features(settings: SharedSettings) -> Features:
     return load_features(settings.recipe.loss.features, settings.recipe.loss.feature_weights, settings.vgg_weights)
 
 
@@ -252,7 +252,7 @@ def origin_of(dataset: Dataset, features: Features) -> Origin:
     return Origin(dataset=dataset.index.digest, features=digest(features))
 
 
-def _placement(settings: Settings) -> Placement:
+def _placement(settings: TrainSettings) -> Placement:
     return Placement(
         nodes=settings.nodes,
         min_nodes=settings.min_nodes,
@@ -261,6 +261,6 @@ def _placement(settings: Settings) -> Placement:
     )
 
 
-def _needs_ray(settings: Settings) -> bool:
+def _needs_ray(settings: TrainSettings) -> bool:
     """One rank trains in this process where Ray is not installed."""
     return settings.nodes > 1 or settings.ranks_per_node not in (None, 1) or importlib.util.find_spec("ray") is not None

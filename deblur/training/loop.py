@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cluster.errors import Diverged, InputError
 from cluster.exporter import Numbers
-from cluster.sync import Agenda, Intervals, Outlook, Rank, Record, Sync
+from cluster.sync import ClusterState, Intervals, Rank, Record, StepScheduler, Sync
 from deblur.config import randomness
 from deblur.config.recipe import Recipe
 from deblur.data.dataset import Dataset
@@ -22,7 +22,7 @@ from deblur.models.vgg import Features
 from deblur.training.distributed import build
 from deblur.training.metrics import Meter, numbers_of, progress
 from deblur.training.run import Run
-from deblur.training.schedule import rate_at
+from deblur.training.schedule import lr_at
 from deblur.training.state import checkpoint_parts, load, warmed_up
 from deblur.training.validation import validate, write_sample
 
@@ -70,7 +70,7 @@ def fit(
 
     Returns whether the end was reached: the ranks leave before it, with a checkpoint, when a node is going to be taken
     or the cluster has room for more of them. `features` on any device; `threads` decode pictures; `max_bad_share` of
-    the samples may fail to decode; `numbers` are kept up to date. Raises InputError for what the user can mend, and
+    the samples may fail to decode; `numbers` are kept up to date. Raises InputError for what the user can fix, and
     Diverged after several updates in a row whose gradients were not finite.
     """
     plan = plan_of(recipe, dataset.index)
@@ -85,32 +85,34 @@ def fit(
         _log.info("%s: finished at %d images, nothing to do", run.url, images_seen)
         return True
 
-    agenda = Agenda(intervals, images_seen=images_seen, total_images=total, batch_size=plan.batch_size)
+    agenda = StepScheduler(intervals, images_seen=images_seen, total_images=total, batch_size=plan.batch_size)
     bad, bad_validation = BadSamples(max_bad_share, plan.num_samples), BadSamples(1, 0)
     start = images_seen
     if rank.rank == 0:
         run.resume(images_seen, plan.batch_size)
     counters, state = partial(_counters, dataset, bad), run.state if rank.rank == 0 else dict
     meter = Meter(rank, images_seen, len(lanes), counters, state, numbers or numbers_of(run.name, str(rank.rank)))
-    updates_to_meeting = 1
+    updates_to_sync = 1
     with closing(batches(dataset, plan, lanes, recipe.data, images_seen, threads, bad)) as stream:
         for batch in meter.timed(stream):
             # One update of both networks.
-            updater.set_rates(*_rates(recipe, images_seen, total))
+            updater.set_lrs(*_rates(recipe, images_seen, total))
             torch.manual_seed(randomness.dropout_seed(recipe.seed, images_seen, rank.rank))
             meter.add(updater.update(*_to_device(batch, recipe, rank.device), meter.lap))
             images_seen += plan.batch_size
-            updates_to_meeting -= 1
-            if updates_to_meeting:
+            updates_to_sync -= 1
+            if updates_to_sync:
                 continue
 
             # The meeting: rank 0 decides, all do the same.
             if (skipped := meter.nonfinite_in_a_row()) >= MAX_NONFINITE_IN_A_ROW:
-                raise Diverged(sync.meet(partial(_diverged, run, skipped)))
+                raise Diverged(sync.broadcast_from_rank0(partial(_diverged, run, skipped)))
             checkpoints = run.checkpoints
-            outlook = Outlook(sync.seconds_left(), checkpoints.uploads.seconds, checkpoints.uploading, sync.room)
-            record: Record = sync.meet(partial(agenda.decide, images_seen, outlook))
-            updates_to_meeting = record.updates_to_next
+            outlook = ClusterState(
+                sync.seconds_to_preemption(), checkpoints.uploads.seconds, checkpoints.uploading, sync.can_scale_up
+            )
+            record: Record = sync.broadcast_from_rank0(partial(agenda.decide, images_seen, outlook))
+            updates_to_sync = record.updates_to_next
             if rank.rank == 0:
                 run.reached(images_seen, noticed=record.notice)
             quality = {}
@@ -121,12 +123,12 @@ def fit(
                     write_sample(updater.generator, dataset, run, rank, images_seen, bad_validation)
                 meter.mark("validation")
             if record.report:
-                generator_rate, critic_rate = _rates(recipe, images_seen, total)
+                generator_lr, critic_lr = _rates(recipe, images_seen, total)
                 more = {
                     "images_wanted": total,
                     "epoch": images_seen // (plan.updates_per_epoch * plan.batch_size),
-                    "generator_rate": generator_rate,
-                    "critic_rate": critic_rate,
+                    "generator_lr": generator_lr,
+                    "critic_lr": critic_lr,
                     "threads_per_rank": torch.get_num_threads(),
                 }
                 metrics = meter.report(images_seen, sync, more | quality)
@@ -177,8 +179,8 @@ def _diverged(run: Run, skipped: int) -> str:
 def _rates(recipe: Recipe, images_seen: int, total: int) -> tuple[float, float]:
     adam = recipe.adam
     return (
-        rate_at(adam.generator_rate, images_seen, total, adam.decay_from),
-        rate_at(adam.critic_rate, images_seen, total, adam.decay_from),
+        lr_at(adam.generator_lr, images_seen, total, adam.lr_decay_start),
+        lr_at(adam.critic_lr, images_seen, total, adam.lr_decay_start),
     )
 
 

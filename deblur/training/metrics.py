@@ -106,7 +106,7 @@ _SERIES: dict[str, tuple[str, ...]] = {
     **{term: ("deblur_loss", term) for term in ("content", "pixel", "adversarial", "penalty", "wasserstein")},
     **{f"{picture}_score": ("deblur_critic_score", picture) for picture in ("sharp", "restored")},
     **{f"{network}_gradient_norm": ("deblur_gradient_norm", network) for network in ("generator", "critic")},
-    **{f"{network}_rate": ("deblur_learning_rate", network) for network in ("generator", "critic")},
+    **{f"{network}_lr": ("deblur_learning_rate", network) for network in ("generator", "critic")},
     "validation_psnr": ("deblur_validation_psnr_decibels", "restored"),
     "validation_blurred_psnr": ("deblur_validation_psnr_decibels", "blurred"),
     "validation_ssim": ("deblur_validation_ssim", "restored"),

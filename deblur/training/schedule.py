@@ -1,9 +1,9 @@
 """Learning rates as a function of images_seen, so that no batch size or node count moves them."""
 
 
-def rate_at(base: float, images_seen: int, total_images: int, decay_from: float) -> float:
-    """Constant until the share `decay_from` of the run, then linear to 0 at its end (arXiv:1711.07064, section 5)."""
-    start = decay_from * total_images
+def lr_at(base: float, images_seen: int, total_images: int, lr_decay_start: float) -> float:
+    """Constant until the share `lr_decay_start` of a run, then linear to 0 at its end (arXiv:1711.07064, section 5)."""
+    start = lr_decay_start * total_images
     if images_seen <= start:
         return base
     return base * max(0.0, (total_images - images_seen) / (total_images - start))

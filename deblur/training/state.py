@@ -33,7 +33,7 @@ def warmed_up(updater: Updater, recipe: Recipe, share: int, device: torch.device
 
 def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Rank) -> int:
     """Loads the newest checkpoint that verifies, or the fresh state; returns images_seen."""
-    checkpoint: Checkpoint | None = sync.meet(run.checkpoints.resume)
+    checkpoint: Checkpoint | None = sync.broadcast_from_rank0(run.checkpoints.resume)
     if checkpoint is None:
         updater.load(fresh)
         return 0

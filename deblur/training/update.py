@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deblur.config.recipe import LossRecipe, Recipe
-from deblur.models.layers import mixes_images
+from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features
 from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty
 
@@ -73,7 +73,7 @@ def critic_step(
             return _full(_bare(critic)(pictures))
 
     with autocast():
-        if mixes_images(critic):  # each kind is then normalised by itself
+        if has_batch_norm(critic):  # each kind is then normalised by itself
             # One forward through DDP readies it for the one backward; a second would overwrite the running statistics
             # under the first one's graph.
             sharp_scores, restored_scores = _full(critic(sharp)), _full(_bare(critic)(restored))
@@ -133,13 +133,13 @@ class Updater:
         self.loss, self.scale, self.autocast = recipe.loss, scale, autocast
         betas = (recipe.adam.beta1, recipe.adam.beta2)
         # Fused Adam takes `found_inf` on the device: a step is skipped without asking the host.
-        self.generator_adam = torch.optim.Adam(generator.parameters(), recipe.adam.generator_rate, betas, fused=True)
-        self.critic_adam = torch.optim.Adam(critic.parameters(), recipe.adam.critic_rate, betas, fused=True)
+        self.generator_adam = torch.optim.Adam(generator.parameters(), recipe.adam.generator_lr, betas, fused=True)
+        self.critic_adam = torch.optim.Adam(critic.parameters(), recipe.adam.critic_lr, betas, fused=True)
 
-    def set_rates(self, generator_rate: float, critic_rate: float) -> None:
+    def set_lrs(self, generator_lr: float, critic_lr: float) -> None:
         """Learning rates of the next update."""
-        self.generator_adam.param_groups[0]["lr"] = generator_rate
-        self.critic_adam.param_groups[0]["lr"] = critic_rate
+        self.generator_adam.param_groups[0]["lr"] = generator_lr
+        self.critic_adam.param_groups[0]["lr"] = critic_lr
 
     def update(
         self, blurred: Tensor, sharp: Tensor, mixes: Tensor, lap: Callable[[str], None] = lambda _: None

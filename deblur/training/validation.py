@@ -32,7 +32,7 @@ def validate(
     if split is None:
         return {}
     # Plain BatchNorm on CPUs has statistics of its own on each rank; those that a checkpoint holds are judged.
-    sync.copy_from_first(list(generator.buffers()))
+    sync.broadcast_tensors(list(generator.buffers()))
     sums = torch.zeros(5, dtype=torch.float64, device=rank.device)
     mine = range(rank.rank, split.num_samples, rank.num_ranks)
     for pair in pairs_of(dataset, split, mine, threads, bad):

@@ -165,7 +165,7 @@ def test_a_process_killed_while_it_uploads_leaves_the_checkpoint_before(
     proxy, _ = proxied(direct, Faults(share=1.0, kinds=("stall",), in_a_row=10**6, match="state.pt"))
     script = f"""
         import os
-        from cluster.checkpoints import Checkpoints
+        from cluster.storage.checkpoints import Checkpoints
         from cluster.storage import open_store
         checkpoints = Checkpoints(open_store({direct.url!r}))
         checkpoints.save(16, {{"recipe.json": b"{{}}", "state.pt": os.urandom(20_000_000)}})

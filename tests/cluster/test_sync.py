@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.sync import LEAVE_S, Agenda, Intervals, Outlook, Sync
+from cluster.sync import LEAVE_S, ClusterState, Intervals, StepScheduler, Sync
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def walk(agenda: Agenda, clock: Clock, *, start: int, batch: int, seconds: float) -> list[tuple[int, object]]:
+def walk(agenda: StepScheduler, clock: Clock, *, start: int, batch: int, seconds: float) -> list[tuple[int, object]]:
     """(images_seen, record) of every meeting when each update takes `seconds`."""
     images, meetings, updates = start, [], 1
     while True:
@@ -40,7 +40,7 @@ def test_validations_fall_on_the_same_images_whatever_the_speed_and_the_start(
     batch: int, updates: int, every: int, done: int, seconds: float
 ) -> None:
     total, start, clock = batch * updates, batch * min(done, updates - 1), Clock()
-    agenda = Agenda(
+    agenda = StepScheduler(
         Intervals(validate_images=every), images_seen=start, total_images=total, batch_size=batch, clock=clock
     )
     meetings = walk(agenda, clock, start=start, batch=batch, seconds=seconds)
@@ -52,8 +52,8 @@ def test_validations_fall_on_the_same_images_whatever_the_speed_and_the_start(
 
 def test_reports_checkpoints_and_meetings_keep_their_seconds() -> None:
     clock = Clock()
-    agenda = Agenda(
-        Intervals(validate_images=10**9, report_s=10, checkpoint_s=60, meeting_s=3),
+    agenda = StepScheduler(
+        Intervals(validate_images=10**9, report_s=10, checkpoint_s=60, sync_s=3),
         images_seen=0,
         total_images=8 * 2000,
         batch_size=8,
@@ -68,10 +68,10 @@ def test_reports_checkpoints_and_meetings_keep_their_seconds() -> None:
     assert len(saved) >= 15
 
 
-def agenda(clock: Clock, validate_images: int = 10**9) -> Agenda:
+def agenda(clock: Clock, validate_images: int = 10**9) -> StepScheduler:
     """Of updates that take a second each."""
     intervals = Intervals(validate_images=validate_images, checkpoint_s=60)
-    return Agenda(intervals, images_seen=0, total_images=8 * 2000, batch_size=8, clock=clock)
+    return StepScheduler(intervals, images_seen=0, total_images=8 * 2000, batch_size=8, clock=clock)
 
 
 def test_the_first_notice_is_answered_with_a_checkpoint_and_the_last_moment_with_another_and_an_end() -> None:
@@ -81,7 +81,7 @@ def test_the_first_notice_is_answered_with_a_checkpoint_and_the_last_moment_with
         clock.now += 3
         images += 8 * 3
         noticed = clock.now > 70
-        record = decisions.decide(images, Outlook(due_at - clock.now if noticed else None, upload_s=4.0))
+        record = decisions.decide(images, ClusterState(due_at - clock.now if noticed else None, upload_s=4.0))
         assert record.checkpoint == (clock.now in (60, 72) or bool(record.leave)), clock.now
         if record.leave:
             break
@@ -92,7 +92,7 @@ def test_the_first_notice_is_answered_with_a_checkpoint_and_the_last_moment_with
 
 
 def test_a_notice_without_time_left_is_left_at_once() -> None:
-    record = agenda(Clock()).decide(8, Outlook(seconds_left=-1e9))
+    record = agenda(Clock()).decide(8, ClusterState(seconds_to_preemption=-1e9))
     assert record.leave
     assert record.checkpoint
 
@@ -100,8 +100,8 @@ def test_a_notice_without_time_left_is_left_at_once() -> None:
 def test_no_validation_begins_on_a_node_that_is_taken_but_the_last_one() -> None:
     clock = Clock()
     assert agenda(clock, validate_images=8).decide(8).validate
-    assert not agenda(clock, validate_images=8).decide(8, Outlook(seconds_left=30)).validate
-    last = agenda(clock, validate_images=8).decide(8 * 2000, Outlook(seconds_left=1))
+    assert not agenda(clock, validate_images=8).decide(8, ClusterState(seconds_to_preemption=30)).validate
+    last = agenda(clock, validate_images=8).decide(8 * 2000, ClusterState(seconds_to_preemption=1))
     assert last.validate
     assert last.stop
     assert not last.leave
@@ -118,7 +118,7 @@ def test_room_for_more_ranks_is_asked_for_and_taken_only_with_a_checkpoint() -> 
     while True:
         clock.now += 3
         images += 8 * 3
-        record = decisions.decide(images, Outlook(room=room))
+        record = decisions.decide(images, ClusterState(can_scale_up=room))
         if record.leave:
             break
     assert asked == [60, 120]
@@ -128,6 +128,6 @@ def test_room_for_more_ranks_is_asked_for_and_taken_only_with_a_checkpoint() -> 
 def test_alone_a_rank_meets_itself() -> None:
     reports: list[dict] = []
     sync = Sync(report=reports.append)
-    assert sync.meet(lambda: 7) == 7
+    assert sync.broadcast_from_rank0(lambda: 7) == 7
     sync.report({"x": 1})
     assert reports == [{"x": 1}]

@@ -20,7 +20,7 @@ from deblur.data import pictures
 from deblur.data.blur import blurred
 from deblur.data.dataset import Dataset
 from deblur.data.loader import pairs_of
-from deblur.data.packing import Settings, pack, starts, summary
+from deblur.data.packing import PackSettings, pack, starts, summary
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
 from deblur.data.shards import Index, Split, read_index
 from tests.datasets import picture
@@ -53,7 +53,7 @@ def write(path: Path, pixels: np.ndarray, **options: object) -> None:
 
 
 def packed(source: Path | str, out: Path, **more: object) -> Index:
-    return pack(Settings(source=str(source), out=str(out), **{"validation_scenes": 1, **more}))
+    return pack(PackSettings(source=str(source), out=str(out), **{"validation_scenes": 1, **more}))
 
 
 def keys(split: Split) -> list[str]:
@@ -172,8 +172,8 @@ def test_killed_between_shards_the_same_command_leaves_the_same_dataset(gopro: P
     packed(gopro, tmp_path / "straight", blur="blur", shard_mb=1)
     script = """
         import os, signal
-        from cluster import storage
-        from deblur.pack import Settings, pack
+        from cluster.storage import folder as storage
+        from deblur.pack import PackSettings, pack
         real, left = storage.FolderStore.put, [1]
         def put(self, key, data):
             if not left[0]:
@@ -181,7 +181,7 @@ def test_killed_between_shards_the_same_command_leaves_the_same_dataset(gopro: P
             left[0] -= 1
             real(self, key, data)
         storage.FolderStore.put = put
-        pack(Settings(source=GOPRO, out=OUT, blur="blur", validation_scenes=1, shard_mb=1))
+        pack(PackSettings(source=GOPRO, out=OUT, blur="blur", validation_scenes=1, shard_mb=1))
     """
     script = f"GOPRO, OUT = {str(gopro)!r}, {str(tmp_path / 'killed')!r}\n" + textwrap.dedent(script)
     done = subprocess.run([sys.executable, "-c", script], check=False)
@@ -200,7 +200,7 @@ def test_killed_between_shards_the_same_command_leaves_the_same_dataset(gopro: P
 
 def test_a_bucket_gets_the_bytes_of_a_folder(gopro: Path, tmp_path: Path, bucket: str) -> None:
     packed(gopro, tmp_path / "out", blur="blur")
-    pack(Settings(source=str(gopro), out=join(bucket, "gopro"), blur="blur", validation_scenes=1))
+    pack(PackSettings(source=str(gopro), out=join(bucket, "gopro"), blur="blur", validation_scenes=1))
     store = open_store(join(bucket, "gopro"))
     assert {key: store.get(key) for key in store.list()} == objects(tmp_path / "out")
 

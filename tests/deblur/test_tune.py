@@ -15,12 +15,12 @@ import ray
 from cluster.errors import InputError
 from cluster.storage import open_store
 from deblur.config import cli as settings_of
-from deblur.config.cli import Shared
+from deblur.config.cli import SharedSettings
 from deblur.data.shards import Index, read_index, write_index
 from deblur.search import tpe
-from deblur.search.driver import Plan, _configuration, _same_always, _validations, prepare, tune
+from deblur.search.driver import Plan, _configuration, _resume_fingerprint, _validations, prepare, tune
 from deblur.search.record import Search, Trial
-from deblur.training.job import Settings as TrainSettings
+from deblur.training.job import TrainSettings
 from deblur.training.run import Run
 from deblur.tune import parse
 from tests.datasets import write_dataset
@@ -75,8 +75,8 @@ def test_flags_out_of_range_are_refused(flags: list[str], message: str, capsys: 
 
 
 def test_a_point_that_makes_no_recipe_is_refused(data: str, tmp_path: Path) -> None:
-    (tmp_path / "points.json").write_text('[{"generator_rate": 2}]')
-    with pytest.raises(InputError, match=r"generator_rate is 2\.0; it must be in \(0, 1\)"):
+    (tmp_path / "points.json").write_text('[{"generator_lr": 2}]')
+    with pytest.raises(InputError, match=r"generator_lr is 2\.0; it must be in \(0, 1\)"):
         prepared(data, tmp_path, "--points", str(tmp_path / "points.json"))
 
 
@@ -114,14 +114,14 @@ def test_more_nodes_per_trial_than_the_cluster_has_are_refused_with_the_mend(dat
 
 
 def test_the_recipe_comes_first_then_the_points_then_draws(data: str, tmp_path: Path) -> None:
-    (tmp_path / "points.json").write_text('[{"generator_rate": 0.1}]')
+    (tmp_path / "points.json").write_text('[{"generator_lr": 0.1}]')
     arguments = ["--points", str(tmp_path / "points.json"), "--critic-updates", "3", "--space", "objective=wgan-gp"]
     plan = prepared(data, tmp_path, *arguments)
     assert "critic_updates" not in plan.space, "its flag was given"
     own, point, drawn = (plan.values_of(number, []) for number in range(3))
-    assert own["generator_rate"] == 1e-4
+    assert own["generator_lr"] == 1e-4
     assert own["content_weight"] == 100.0
-    assert point == {**own, "generator_rate": 0.1}
+    assert point == {**own, "generator_lr": 0.1}
     assert drawn == prepared(data, tmp_path, *arguments).values_of(2, [])
     assert drawn != prepared(data, tmp_path, *arguments, "--seed", "1").values_of(2, [])
 
@@ -151,15 +151,17 @@ def test_the_record_names_all_that_decides_the_result(data: str, tmp_path: Path)
     same = {"runs", "trials", "at_once", "threads", "checkpoint_s", "wait_s", "keep", "cache_dir", "metrics_port"}
     plan = prepared(data, tmp_path)
     for change in (["--seed", "1"], ["--images", "80"], ["--reduction", "2"], ["--metric", "ssim"], ["--crop", "28"]):
-        assert _same_always(prepared(data, tmp_path, *change)) != _same_always(plan), change
+        assert _resume_fingerprint(prepared(data, tmp_path, *change)) != _resume_fingerprint(plan), change
     for change in (["--trials", "99"], ["--at-once", "1"], ["--keep", "5"], ["--wait-s", "1"]):
-        assert _same_always(prepared(data, tmp_path, *change)) == _same_always(plan), change
+        assert _resume_fingerprint(prepared(data, tmp_path, *change)) == _resume_fingerprint(plan), change
     assert same < {field.name for field in dataclasses.fields(plan.settings)}
 
 
 def test_every_setting_of_a_training_reaches_the_trials_or_is_theirs() -> None:
     own = {"run", "nodes", "min_nodes", "allow_recipe_change"}
-    assert {f.name for f in dataclasses.fields(TrainSettings)} == {f.name for f in dataclasses.fields(Shared)} | own
+    assert {f.name for f in dataclasses.fields(TrainSettings)} == {
+        f.name for f in dataclasses.fields(SharedSettings)
+    } | own
 
 
 def test_a_trial_says_again_what_it_reported_up_to_its_checkpoint(tmp_path: Path) -> None:

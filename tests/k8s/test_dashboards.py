@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cluster.exporter import PORTS
-from deblur.training.job import Settings
+from deblur.training.job import TrainSettings
 from tests.k8s.queries import DECLARED, annotations, expressions, filled_in, metrics, panels
 from tests.k8s.schemas import schema_of
 
@@ -192,4 +192,4 @@ def test_the_pod_monitor_takes_our_ports_alone() -> None:
     assert keep["action"] == "keep"
     assert keep["sourceLabels"] == ["__meta_kubernetes_pod_container_port_number"]
     taken = [port for port in range(1, 65536) if re.fullmatch(keep["regex"], str(port))]
-    assert taken == list(range(Settings.metrics_port, Settings.metrics_port + PORTS))
+    assert taken == list(range(TrainSettings.metrics_port, TrainSettings.metrics_port + PORTS))

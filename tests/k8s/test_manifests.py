@@ -18,7 +18,7 @@ from cluster.exporter import PORTS
 from cluster.sync import COLLECTIVE_TIMEOUT_S
 from deblur import tune
 from deblur.train import parse
-from deblur.training.job import Settings
+from deblur.training.job import TrainSettings
 from tests.k8s.manifests import (
     K8S,
     NAMES,
@@ -209,7 +209,7 @@ def test_metrics_are_declared_where_they_are_served_and_open_to_prometheus(name:
         for port in containers(name)[of]["ports"]
         if "metrics" in port["name"]
     }
-    first = Settings.metrics_port
+    first = TrainSettings.metrics_port
     assert declared == {
         "metrics": 8080,
         "driver-metrics": first,

@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group_table
 
 from cluster.errors import DamagedError, InputError, RanksFailed
 from cluster.on_ray import launch
-from cluster.on_ray.nodes import room, wait_for_nodes
+from cluster.on_ray.nodes import count_free_slots, wait_for_nodes
 from cluster.on_ray.placement import LOGICAL_GPUS, Placement
 from cluster.sync import Rank, Sync
 
@@ -52,8 +52,8 @@ def damaged(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     Path(config["folder"], f"{time.time_ns()}").touch()
     if rank.rank == 1:
         raise DamagedError("train/000001.tar: sample 7: its bytes are not those of the index")
-    sync.meet(lambda: time.sleep(1))
-    sync.meet(lambda: None)
+    sync.broadcast_from_rank0(lambda: time.sleep(1))
+    sync.broadcast_from_rank0(lambda: None)
     return True
 
 
@@ -145,16 +145,16 @@ def test_a_node_that_works_for_others_is_waited_for(capsys: pytest.CaptureFixtur
 def test_groups_that_fit_beside_each_other_are_counted() -> None:
     placements = [Placement(), Placement(groups_per_node=2), Placement(groups_per_node=3), Placement(nodes=2)]
     wait_until_free(2)
-    assert list(map(room, placements)) == [1, 2, 0, 0]
+    assert list(map(count_free_slots, placements)) == [1, 2, 0, 0]
     with one_busy_cpu():
-        assert list(map(room, placements)) == [0, 1, 0, 0]
+        assert list(map(count_free_slots, placements)) == [0, 1, 0, 0]
 
 
 def test_who_shares_the_cluster_waits_for_others_longer_than_for_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     with one_busy_cpu():
-        assert wait_for_nodes(Placement(wait_s=1, others=True)).cpus_per_rank == 2
+        assert wait_for_nodes(Placement(wait_s=1, shared_cluster=True)).cpus_per_rank == 2
     with pytest.raises(InputError, match="waited 1 s: 1 of 2 nodes"):
-        wait_for_nodes(Placement(nodes=2, wait_s=1, others=True))
+        wait_for_nodes(Placement(nodes=2, wait_s=1, shared_cluster=True))
 
 
 def _busy() -> None:

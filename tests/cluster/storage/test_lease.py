@@ -30,9 +30,9 @@ def holder(url: str) -> tuple[subprocess.Popen[str], Lease]:
     """Another process that holds the lease until it is killed, and that lease."""
     script = f"""
         import time
-        from cluster import lease
-        with lease.held({url!r}, {EXPIRY_S}) as mine:
-            print("held", mine.lease.number, mine.lease.holder, flush=True)
+        from cluster.storage import lease
+        with lease.acquire({url!r}, {EXPIRY_S}) as mine:
+            print("held", mine.lease.token, mine.lease.holder, flush=True)
             time.sleep(600)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
@@ -45,7 +45,7 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> N
     first, its_lease = holder(store.url)
     try:
         refusal = pytest.raises(InputError, match=rf"process {first.pid}\) is writing this run.*another --run")
-        with refusal, lease.held(store.url, EXPIRY_S):
+        with refusal, lease.acquire(store.url, EXPIRY_S):
             pass
         lease.check(store, its_lease)
         assert first.poll() is None
@@ -56,8 +56,8 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(store: Store) -> N
 
 def test_after_a_holder_that_ended_by_itself_nobody_waits(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (1, 2, 3):
-        with lease.held(store.url, expiry_s=600) as mine:
-            assert mine.lease.number == expected
+        with lease.acquire(store.url, expiry_s=600) as mine:
+            assert mine.lease.token == expected
     assert not capsys.readouterr().out
     assert len(store.list("lease/")) == 1
 
@@ -69,8 +69,8 @@ def test_after_a_holder_that_was_killed_the_next_waits_for_a_sign_of_life(
     first.kill()
     first.wait()
     before = time.monotonic()
-    with lease.held(store.url, EXPIRY_S) as mine:
-        assert mine.lease.number == 2
+    with lease.acquire(store.url, EXPIRY_S) as mine:
+        assert mine.lease.token == 2
         assert time.monotonic() - before >= EXPIRY_S
     assert f"process {first.pid}) was writing this run; waiting" in capsys.readouterr().out
 
@@ -79,7 +79,7 @@ def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
     first, its_lease = holder(store.url)
     try:
         os.kill(first.pid, signal.SIGSTOP)  # a machine that hangs, or a network that is cut
-        with lease.held(store.url, EXPIRY_S) as mine:
+        with lease.acquire(store.url, EXPIRY_S) as mine:
             os.kill(first.pid, signal.SIGCONT)
             time.sleep(EXPIRY_S)  # it beats again, and disturbs nobody
             lease.check(store, mine.lease)
@@ -96,7 +96,7 @@ def test_a_holder_that_slept_cannot_commit_any_more(store: Store) -> None:
 def test_of_two_that_were_told_they_created_it_the_one_who_wrote_last_holds(tmp_path: Path) -> None:
     """As on OpenStack Swift, which looks before it writes; here the second write comes after the first had looked."""
     store = open_store(tmp_path)
-    with lease.held(store.url, EXPIRY_S) as first:
+    with lease.acquire(store.url, EXPIRY_S) as first:
         other = json.loads(store.get("lease/000001")) | {"id": "another"}
         store.put("lease/000001", json.dumps(other).encode())
         with pytest.raises(InputError, match="another start has taken this run over"):
@@ -108,7 +108,7 @@ def test_of_two_that_were_told_they_created_it_the_one_who_wrote_last_holds(tmp_
 
 def test_a_group_of_ranks_that_was_given_up_cannot_commit_any_more(store: Store) -> None:
     """It may run on where its driver does not reach it, and the store does."""
-    with lease.held(store.url, EXPIRY_S) as holder:
+    with lease.acquire(store.url, EXPIRY_S) as holder:
         old, new = holder.renew(), holder.renew()
         lease.check(store, new)
         late = Checkpoints(store, may_commit=lambda: lease.check(store, old))
@@ -134,7 +134,7 @@ def test_of_many_starts_one_holds(store: Store, dead_before: bool) -> None:
     def start(_: int) -> bool:
         nonlocal inside, most
         try:
-            with lease.held(store.url, EXPIRY_S):
+            with lease.acquire(store.url, EXPIRY_S):
                 with lock:
                     inside += 1
                     most = max(most, inside)

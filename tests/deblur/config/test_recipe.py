@@ -28,7 +28,7 @@ def test_paper_is_the_papers() -> None:
     loss = recipe.loss
     assert (loss.objective, loss.penalty_weight, loss.critic_updates) == ("wgan-gp", 10, 5)
     assert (loss.features, loss.content_weight, loss.feature_weights) == ("vgg19-conv3_3", 100, "pretrained")
-    assert recipe.adam == AdamRecipe(generator_rate=1e-4, critic_rate=1e-4, beta1=0.5, beta2=0.999, decay_from=0.5)
+    assert recipe.adam == AdamRecipe(generator_lr=1e-4, critic_lr=1e-4, beta1=0.5, beta2=0.999, lr_decay_start=0.5)
     assert (recipe.data.batch_size, recipe.data.crop, recipe.data.epochs) == (16, 256, 300)
 
 
@@ -38,7 +38,7 @@ def test_blog_is_the_articles() -> None:
     assert (recipe.critic.architecture, recipe.critic.norm) == ("dense", "batch")
     loss = recipe.loss
     assert (loss.objective, loss.features, loss.content_weight) == ("wasserstein", "vgg16-block3_conv3", 100)
-    assert recipe.adam == AdamRecipe(generator_rate=1e-4, critic_rate=1e-4, beta1=0.9, beta2=0.999, decay_from=1.0)
+    assert recipe.adam == AdamRecipe(generator_lr=1e-4, critic_lr=1e-4, beta1=0.9, beta2=0.999, lr_decay_start=1.0)
     assert (recipe.data.batch_size, recipe.data.crop, recipe.data.epochs) == (16, 256, 50)
 
 
@@ -80,8 +80,8 @@ def test_the_difference_names_every_field_that_differs() -> None:
         (lambda: LossRecipe(penalty_weight=-1), r"penalty_weight is -1"),
         (lambda: LossRecipe(content_weight=float("nan")), r"content_weight is nan"),
         (lambda: AdamRecipe(beta1=1.0), r"beta1 is 1.0"),
-        (lambda: AdamRecipe(generator_rate=0.0), r"generator_rate is 0.0"),
-        (lambda: AdamRecipe(decay_from=1.5), r"decay_from is 1.5"),
+        (lambda: AdamRecipe(generator_lr=0.0), r"generator_lr is 0.0"),
+        (lambda: AdamRecipe(lr_decay_start=1.5), r"lr_decay_start is 1.5"),
         (lambda: DataRecipe(batch_size=0), r"batch_size is 0"),
         (lambda: DataRecipe(images=0), r"images is 0"),
         (lambda: GeneratorRecipe(dropout=1.0), r"dropout is 1.0"),

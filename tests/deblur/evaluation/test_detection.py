@@ -185,8 +185,8 @@ def test_the_first_tensor_that_differs_is_named(
     state = {**network.state_dict(), **change}
     other = {name: tensor for name, tensor in state.items() if tensor is not None}
     safetensors.torch.save_file(other, tmp_path / "other.safetensors")
-    mend = f"--detector-weights takes the state dict of torchvision's {SMALL}"
-    with pytest.raises(InputError, match=rf"other\.safetensors: .*{re.escape(message)}.*; {mend}"):
+    hint = f"--detector-weights takes the state dict of torchvision's {SMALL}"
+    with pytest.raises(InputError, match=rf"other\.safetensors: .*{re.escape(message)}.*; {hint}"):
         NetworkDetector(SMALL, str(tmp_path / "other.safetensors"))
 
 

@@ -36,7 +36,7 @@ def search(folder: Path, *trials: Trial, **settings: Any) -> Search:
 
 
 def written(made: Search) -> Search:
-    with leases.held(made.url, expiry_s=0.1) as holder:
+    with leases.acquire(made.url, expiry_s=0.1) as holder:
         made.write(holder)
     return made
 
@@ -120,8 +120,8 @@ def test_a_record_that_is_none_is_refused_and_kept(tmp_path: Path, text: str) ->
 
 def test_only_who_holds_the_search_writes_it(tmp_path: Path) -> None:
     made = search(tmp_path, trial(0, "finished", 25.0))
-    with leases.held(made.url, expiry_s=0.1) as holder:
-        holder.lease = Lease(holder.lease.number, "somebody before")
+    with leases.acquire(made.url, expiry_s=0.1) as holder:
+        holder.lease = Lease(holder.lease.token, "somebody before")
         with pytest.raises(InputError, match="another start has taken"):
             made.write(holder)
     assert not (tmp_path / "s/search.json").exists()

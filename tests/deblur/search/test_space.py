@@ -38,9 +38,9 @@ def test_the_default_varies_what_the_sources_never_explain() -> None:
     assert {name: str(range_) for name, range_ in space.items()} == {
         "adversarial_weight": "0.1:10",
         "content_weight": "10:1000",
-        "critic_rate": "1e-05:0.001",
+        "critic_lr": "1e-05:0.001",
         "critic_updates": "1:8",
-        "generator_rate": "1e-05:0.001",
+        "generator_lr": "1e-05:0.001",
         "objective": "wasserstein,wgan-gp,least-squares,vanilla",
         "penalty_weight": "1:100",
     }
@@ -61,10 +61,10 @@ def test_what_a_recipe_has_switched_off_stays_off() -> None:
 
 
 def test_a_flag_of_the_recipe_fixes_and_words_narrow_add_and_fix() -> None:
-    said = ["generator-rate=1e-4:2e-4", "batch_size=8,16", "critic_updates=3", "generator.dropout=0:0.5", "flip=true"]
+    said = ["generator-lr=1e-4:2e-4", "batch_size=8,16", "critic_updates=3", "generator.dropout=0:0.5", "flip=true"]
     space = space_of(PAPER, said, fixed=["content_weight", "seed"])
     assert "content_weight" not in space
-    assert space["generator_rate"] == Range(1e-4, 2e-4, whole=False, logarithmic=True)
+    assert space["generator_lr"] == Range(1e-4, 2e-4, whole=False, logarithmic=True)
     assert space["batch_size"] == Choices((8, 16))
     assert space["critic_updates"] == Choices((3,))
     assert space["generator.dropout"] == Range(0, 0.5, whole=False, logarithmic=False)
@@ -82,7 +82,7 @@ def test_a_file_says_the_same(tmp_path: Path) -> None:
     [
         ("critic_updates=5:2", r"--space critic_updates=5:2: the range is empty; write the smaller number first"),
         ("critic_update=1:2", r"critic_update: there is no such parameter; did you mean critic_updates\?"),
-        ("generator_rates=1:2", r"did you mean generator_rate\?"),
+        ("generator_rates=1:2", r"did you mean generator_lr\?"),
         ("content_weight=0:3", r"drawn evenly in its logarithm and must begin above 0"),
         ("objective=a:b", r"objective is no number; write the choices"),
         ("objective=hinge", r"objective: 'hinge' is not what it takes: wasserstein, wgan-gp, least-squares, vanilla"),
@@ -114,8 +114,8 @@ def test_points_that_are_none_are_refused_with_their_place(tmp_path: Path, text:
 
 
 def test_points_are_read_as_flags_are(tmp_path: Path) -> None:
-    (tmp_path / "points.json").write_text(json.dumps([{"generator-rate": 0.1, "critic_updates": 2}, {}]))
-    assert read_points(str(tmp_path / "points.json")) == [{"generator_rate": 0.1, "critic_updates": 2}, {}]
+    (tmp_path / "points.json").write_text(json.dumps([{"generator-lr": 0.1, "critic_updates": 2}, {}]))
+    assert read_points(str(tmp_path / "points.json")) == [{"generator_lr": 0.1, "critic_updates": 2}, {}]
 
 
 def test_every_parameter_is_found_in_the_recipe_and_changed_alone() -> None:

@@ -8,14 +8,14 @@ from deblur.search.record import State, Trial
 from deblur.search.space import Choices, Range, drawn, holds
 
 SPACE = {
-    "generator_rate": Range(1e-5, 1e-2, whole=False, logarithmic=True),
+    "generator_lr": Range(1e-5, 1e-2, whole=False, logarithmic=True),
     "critic_updates": Range(1, 8, whole=True, logarithmic=False),
     "objective": Choices(("wgan-gp", "vanilla")),
 }
 
 
 def trial(number: int, values: dict, state: State = "finished") -> Trial:
-    score = 30 - abs(np.log10(values["generator_rate"] / 1e-3)) - (values["objective"] == "vanilla")
+    score = 30 - abs(np.log10(values["generator_lr"] / 1e-3)) - (values["objective"] == "vanilla")
     point = {"images_seen": 100, "validation_psnr": score, "validation_ssim": 1 - score / 100}
     return Trial(number=number, values=values, state=state, curve=[point])
 
@@ -45,13 +45,13 @@ def test_later_trials_are_near_the_good_ones() -> None:
 def test_the_metric_decides() -> None:
     """SSIM is turned round here: it is best where PSNR is worst."""
     known = [trial(number, drawn(SPACE, 0, number)) for number in range(40)]
-    rates = {m: [tpe.drawn(SPACE, known, m, 0, n)["generator_rate"] for n in range(20)] for m in ("psnr", "ssim")}
+    rates = {m: [tpe.drawn(SPACE, known, m, 0, n)["generator_lr"] for n in range(20)] for m in ("psnr", "ssim")}
     assert np.median(rates["psnr"]) > 5 * np.median(rates["ssim"])
 
 
 @pytest.mark.parametrize("state", ["stopped", "running", "failed"])
 def test_trials_of_every_state_and_points_outside_are_no_trouble(state: State) -> None:
     known = [trial(number, drawn(SPACE, 0, number), state) for number in range(12)]
-    known.append(trial(12, {"generator_rate": 0.7, "critic_updates": 2, "objective": "wgan-gp"}))
+    known.append(trial(12, {"generator_lr": 0.7, "critic_updates": 2, "objective": "wgan-gp"}))
     known.append(Trial(number=13, values=drawn(SPACE, 0, 13)))
     assert holds(SPACE, tpe.drawn(SPACE, known, "psnr", 0, 14))

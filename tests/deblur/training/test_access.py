@@ -21,19 +21,19 @@ def test_a_machine_that_reaches_everything_has_nothing_to_say_and_leaves_nothing
     open_store(root).put("data/index.json", b"{}")
     runs = join(root, "runs")
     with preflight.marker(open_store(runs)) as key:
-        assert preflight.look_around(join(root, "data", "index.json"), runs, key) == ""
+        assert preflight.check_storage_access(join(root, "data", "index.json"), runs, key) == ""
     assert open_store(root).list() == ["data/index.json"]
 
 
 def test_a_machine_with_another_folder_of_that_name_says_so(tmp_path: Path) -> None:
     open_store(tmp_path).put("data/index.json", b"{}")
-    said = preflight.look_around(str(tmp_path / "data" / "index.json"), str(tmp_path / "own"), "preflight/1")
+    said = preflight.check_storage_access(str(tmp_path / "data" / "index.json"), str(tmp_path / "own"), "preflight/1")
     assert said == f"{tmp_path}/own: what another machine wrote there is not to be seen"
 
 
 def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
     with preflight.marker(open_store(tmp_path)) as key:
-        said = preflight.look_around(str(tmp_path / "no" / "index.json"), str(tmp_path), key)
+        said = preflight.check_storage_access(str(tmp_path / "no" / "index.json"), str(tmp_path), key)
     assert said == f"{tmp_path}/no/index.json: no such file"
 
 

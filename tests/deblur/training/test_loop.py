@@ -64,7 +64,7 @@ def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> bool
             images_seen += BATCH
             yield batch
 
-    intervals = Intervals(validate_images=64, report_s=0, checkpoint_s=0, meeting_s=0)
+    intervals = Intervals(validate_images=64, report_s=0, checkpoint_s=0, sync_s=0)
     features = load_features(recipe.loss.features, "random", None)
     with mock.patch.object(fit_module, "batches", recorded):
         return fit(recipe, dataset, features, rank, Sync(), Run(run, keep=2), intervals=intervals)
@@ -131,10 +131,12 @@ def test_a_killed_run_goes_on_with_other_ranks_and_sees_each_sample_once(
     assert committed_work(run, reached, before_kill) == PLANNED
 
 
-def leaving_rank(rank: Rank, data: str, run: str, seconds_left: list[float | None]) -> tuple[bool, int]:
+def leaving_rank(rank: Rank, data: str, run: str, seconds_to_preemption: list[float | None]) -> tuple[bool, int]:
     """Trains while a notice says how long a node has left; whether the end was reached, and updates begun."""
-    notices = iter(seconds_left)
-    with mock.patch(f"{__name__}.Sync", partial(Sync, seconds_left=lambda: next(notices, seconds_left[-1]))):
+    notices = iter(seconds_to_preemption)
+    with mock.patch(
+        f"{__name__}.Sync", partial(Sync, seconds_to_preemption=lambda: next(notices, seconds_to_preemption[-1]))
+    ):
         done = train_rank(rank, data, run)
     return done, max(images for images, _, _ in consumed(run)) // BATCH
 
@@ -193,7 +195,7 @@ def test_one_rank_trains_where_ray_cannot_be_imported(tmp_path: Path, data: str)
         sys.modules["ray"] = None  # import ray fails
         from dataclasses import replace
         from cluster.sync import Rank
-        from tests.deblur.test_fit import RECIPE, train_rank
+        from tests.deblur.training.test_loop import RECIPE, train_rank
         train_rank(Rank(), {data!r}, {str(tmp_path / "run")!r}, replace(RECIPE, data=replace(RECIPE.data, images=8)))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

@@ -104,7 +104,7 @@ def test_what_is_scraped_are_the_numbers_of_the_report() -> None:
     for _ in range(3):
         meter.add(terms(content=1.5, generator_gradient_norm=2.0, sharp_score=1.0))
     more = {"validation_psnr": 25.0, "validation_blurred_psnr": 24.0, "epoch": 2, "images_wanted": 100}
-    metrics = meter.report(20, Sync(), more | {"generator_rate": 1e-4})
+    metrics = meter.report(20, Sync(), more | {"generator_lr": 1e-4})
     assert values["deblur_images_total"] == {(): 12}
     assert values["deblur_updates_total"] == {(): 3}
     assert values["deblur_images_seen"] == {(): 20}
