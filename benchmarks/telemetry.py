@@ -16,7 +16,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from benchmarks import command
 from benchmarks.command import option
@@ -25,7 +25,8 @@ from benchmarks.update import batch_of, updater_of
 from cluster.storage import join
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config import recipe as recipes
-from deblur.training.metrics import Meter, numbers_of
+from deblur.training.meter import Meter
+from deblur.training.metrics import run_metrics
 from deblur.training.run import Run
 from deblur.training.update import TERMS
 
@@ -54,15 +55,15 @@ def _measure(settings: Settings, run: Run) -> dict[str, Any]:
     recipe = replace(recipe, data=replace(recipe.data, crop=settings.crop or recipe.data.crop))
     rank = Rank(device=pick_device())
     run.resume(0, recipe.data.batch_size)
-    numbers = numbers_of(run.name, "0")
+    metrics = run_metrics(run.name, "0")
     counters = {"read_bytes": 1, "storage_retries": 0, "resumed_reads": 0, "bad_samples": 0}
-    meter = Meter(rank, 0, recipe.data.batch_size, lambda: counters, run.state, numbers)
+    meter = Meter(rank, 0, recipe.data.batch_size, lambda: counters, run.state, metrics)
     updater = updater_of(recipe, rank.device)
     batch, nothing = batch_of(recipe, rank.device), torch.zeros(len(TERMS), device=rank.device)
 
     def with_metrics(update: Callable[..., torch.Tensor], count: int) -> None:
         for inputs in meter.timed(repeat(batch, count)):
-            meter.add(update(*inputs, meter.lap))
+            meter.add(update(*inputs, meter.on_phase_end))
         meter.nonfinite_in_a_row()
 
     def update_of_nothing(*inputs: Any) -> torch.Tensor:
@@ -82,14 +83,12 @@ def _measure(settings: Settings, run: Run) -> dict[str, Any]:
         "alone": lambda: with_metrics(update_of_nothing, 1000),
     }
     turns = in_turns(works, settings.rounds)
-    registry = CollectorRegistry()
-    registry.register(numbers)
     costs = {
         "update": statistics.median(turns["alone"]) / 1000,
         "report": _median_seconds(lambda: meter.report(0, Sync(), {"epoch": 0})),
-        "scrape": _median_seconds(lambda: generate_latest(registry)),
+        "scrape": _median_seconds(lambda: generate_latest(metrics.registry)),
         # Beside training: what counts are the processor's seconds, not the waiting.
-        "note": _median_seconds(lambda: run._note(run.history), time.thread_time),
+        "note": _median_seconds(lambda: run._write_history(run.history), time.thread_time),
     }
     update_s = statistics.median(turns["without"]) / settings.updates
     share = costs["update"] / update_s + costs["report"] / _INTERVALS.report_s + costs["scrape"] / SCRAPE_S

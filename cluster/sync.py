@@ -1,25 +1,25 @@
-"""The one meeting point of the ranks.
+"""Sync points: the only moments at which ranks agree on anything but gradients.
 
-Between meetings ranks talk only through gradients. At an update agreed at the last meeting, rank 0 looks at its clock
-and at the agenda and tells all what is to be done; no other clock decides anything, so no rank waits for a step that
-another does not take. This module alone calls `ray.train.report` and `get_preemption_info`.
+At an update that the last sync point fixed, rank 0 looks at its clock, decides what is due, and broadcasts that. No
+other clock decides anything, so no rank ever waits for a step that another rank does not take.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-LEAVE_S = 5.0  # between a last checkpoint and the end of its node
-COLLECTIVE_TIMEOUT_S = 600  # a rank that does not come within it counts as dead
+PREEMPTION_MARGIN_S = 5.0  # between the last checkpoint and the moment at which its node is preempted
+COLLECTIVE_TIMEOUT_S = 600  # a rank that does not reach a collective within it counts as dead
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """Which of the processes this is, and the device it computes on."""
+    """Which of the workers this process is, and its device."""
 
     rank: int = 0
     num_ranks: int = 1
@@ -27,28 +27,12 @@ class Rank:
     ranks_per_node: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: str = "127.0.0.1"
-    """Where others reach this machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What all ranks do at a meeting, and after how many updates they meet again."""
-
-    report: bool
-    validate: bool
-    checkpoint: bool
-    stop: bool
-    """The work is done."""
-    leave: str
-    """Why the ranks end before it is, to be started again from this checkpoint; empty where they go on."""
-    notice: bool
-    """Whether it was heard just now that a node is going to be taken away."""
-    updates_to_next: int
+    """Address at which other machines reach this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """How often things are due: by images where the result should not depend on speed, by time where it is overhead."""
+    """How often things are due: in images where results must not depend on speed, in seconds for overhead."""
 
     validate_images: int
     report_s: float = 10.0
@@ -56,22 +40,43 @@ class Intervals:
     sync_s: float = 3.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What every rank does at a sync point, and when the next one is."""
+
+    report: bool
+    validate: bool
+    checkpoint: bool
+    finished: bool
+    """The last update has been made."""
+    restart: str
+    """Why the workers stop early, to be restarted from this checkpoint; empty if they continue."""
+    preemption_notice: bool
+    """Whether this is the first sync point after a preemption notice."""
+    updates_to_next_sync: int
+
+    @property
+    def stop(self) -> bool:
+        """Whether the workers stop here."""
+        return self.finished or bool(self.restart)
+
+
 @dataclass(frozen=True)
 class ClusterState:
-    """What rank 0 knows of the time to come."""
+    """What rank 0 knows of its cluster and its uploads."""
 
     seconds_to_preemption: float | None = None
-    """Until a node of this run is taken away; None where none is going to be."""
+    """Until a node of this run is preempted; None without a preemption notice."""
     upload_s: float = 0.0
-    """What the last checkpoint took."""
+    """Duration of the last checkpoint upload."""
     uploading: bool = False
-    """Whether one is still on its way: the next would wait for it, and training with it."""
+    """Whether an upload is under way: the next would wait for it, and training with it."""
     can_scale_up: Callable[[], bool] = lambda: False
-    """Whether the cluster has nodes for more ranks; asked only when a checkpoint is due."""
+    """Whether the cluster has free nodes for more ranks; called only when a checkpoint is due."""
 
 
 class StepScheduler:
-    """Rank 0's decisions. `clock` is in seconds."""
+    """Decides on rank 0 what is due at each sync point. `clock` is in seconds."""
 
     def __init__(
         self,
@@ -83,56 +88,49 @@ class StepScheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._intervals, self._total, self._batch, self._clock = intervals, total_images, batch_size, clock
-        self._validated = images_seen
-        self._met = images_seen
-        self._met_at = self._reported_at = self._saved_at = clock()
-        self._warned = False
+        self._validated_images = self._synced_images = images_seen
+        self._synced_at = self._reported_at = self._saved_at = clock()
+        self._noticed = False
 
-    def decide(self, images_seen: int, outlook: ClusterState | None = None) -> Record:
-        """What is due after `images_seen` images. A validation is reported and saved with the weights it judged.
+    def decide(self, images_seen: int, state: ClusterState | None = None) -> StepPlan:
+        """What is due after `images_seen` images. A validation is always reported, and its weights are checkpointed.
 
-        On the first notice that a node is taken a checkpoint is due at once, for the notice may be shorter than it
-        says; the ranks then train on, and leave with another as late as is safe.
+        The first preemption notice makes a checkpoint due at once, for the node may go sooner than it says; training
+        then continues, and stops with another checkpoint as late as is safe.
         """
-        now, every, outlook = self._clock(), self._intervals, outlook or ClusterState()
-        noticed = outlook.seconds_to_preemption is not None
-        seconds_per_update = (now - self._met_at) / max(1, (images_seen - self._met) // self._batch)
-        done = images_seen >= self._total
-        due = images_seen // every.validate_images > self._validated // every.validate_images
-        validate = done or (due and not noticed)  # it may take minutes
+        now, every, state = self._clock(), self._intervals, state or ClusterState()
+        seconds_per_update = (now - self._synced_at) / max(1, (images_seen - self._synced_images) // self._batch)
+        preempted = state.seconds_to_preemption is not None
+        notice, finished = preempted and not self._noticed, images_seen >= self._total
+        due = images_seen // every.validate_images > self._validated_images // every.validate_images
+        validate = finished or (due and not preempted)  # a validation may take minutes
         report = validate or now - self._reported_at >= every.report_s
-        by_time = now - self._saved_at >= every.checkpoint_s and not outlook.uploading
-        notice = noticed and not self._warned
-        checkpoint = validate or by_time or notice
-        leave = "" if done else self._leave(outlook, checkpoint, seconds_per_update)
-        checkpoint = checkpoint or bool(leave)
-        self._warned = noticed
-        if validate:
-            self._validated = images_seen
-        if report:
-            self._reported_at = now
-        if checkpoint:
-            self._saved_at = now
-        self._met, self._met_at = images_seen, now
-        return Record(
+        checkpoint = validate or notice or (now - self._saved_at >= every.checkpoint_s and not state.uploading)
+        restart = "" if finished else self._restart_reason(state, checkpoint, seconds_per_update)
+        checkpoint = checkpoint or bool(restart)
+        self._validated_images = images_seen if validate else self._validated_images
+        self._reported_at = now if report else self._reported_at
+        self._saved_at = now if checkpoint else self._saved_at
+        self._synced_images, self._synced_at, self._noticed = images_seen, now, preempted
+        return StepPlan(
             report=report,
             validate=validate,
             checkpoint=checkpoint,
-            stop=done,
-            leave=leave,
-            notice=notice,
-            updates_to_next=self._updates_to_next(images_seen, seconds_per_update),
+            finished=finished,
+            restart=restart,
+            preemption_notice=notice,
+            updates_to_next_sync=self._updates_to_next_sync(images_seen, seconds_per_update),
         )
 
-    def _leave(self, outlook: ClusterState, checkpoint: bool, seconds_per_update: float) -> str:
-        if outlook.seconds_to_preemption is not None:
-            # The next meeting must not come too late for a checkpoint, though that one takes twice as long.
-            needed = 2 * outlook.upload_s + LEAVE_S + self._intervals.sync_s + seconds_per_update
-            return "a node is about to be taken away" if outlook.seconds_to_preemption <= needed else ""
-        return "there are nodes for more ranks" if checkpoint and outlook.can_scale_up() else ""
+    def _restart_reason(self, state: ClusterState, checkpoint: bool, seconds_per_update: float) -> str:
+        if state.seconds_to_preemption is not None:
+            # The next sync point must leave time for a checkpoint, even one that takes twice as long as the last.
+            needed = 2 * state.upload_s + PREEMPTION_MARGIN_S + self._intervals.sync_s + seconds_per_update
+            return "node preemption" if state.seconds_to_preemption <= needed else ""
+        return "scaling up to more nodes" if checkpoint and state.can_scale_up() else ""
 
-    def _updates_to_next(self, images_seen: int, seconds_per_update: float) -> int:
-        """As many as fit into the meeting interval, but none past the next validation or the end."""
+    def _updates_to_next_sync(self, images_seen: int, seconds_per_update: float) -> int:
+        """As many as fit into the sync interval, but none beyond the next validation or the end."""
         every = self._intervals.validate_images
         due = min((images_seen // every + 1) * every, self._total)
         to_due = -(-(due - images_seen) // self._batch)
@@ -141,11 +139,11 @@ class StepScheduler:
 
 
 class Sync:
-    """What ranks say to each other outside of gradients. With one rank and no process group all of it is local.
+    """Collectives beside the gradients. With one rank and no process group all of them are local.
 
-    report        takes metrics to whoever started the ranks
-    seconds_to_preemption  until a node is taken away, None while none is: the same on all ranks, which must all ask
-    can_scale_up  whether the cluster has nodes for more ranks
+    report                 sends metrics to the driver
+    seconds_to_preemption  until a node is preempted, None without a notice; the same on all ranks, which must all call
+    can_scale_up           whether the cluster has free nodes for more ranks
     """
 
     def __init__(
@@ -157,13 +155,13 @@ class Sync:
         self._report, self.seconds_to_preemption, self.can_scale_up = report, seconds_to_preemption, can_scale_up
         self._alone = not (dist.is_available() and dist.is_initialized())
 
-    def broadcast_from_rank0(self, decide: Callable[[], Any]) -> Any:
-        """What `decide` returns on rank 0, on every rank. All ranks must call it at the same update."""
+    def broadcast_from_rank0(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """What `function(*arguments)` returns on rank 0, on every rank. All ranks must call it at the same update."""
         if self._alone:
-            return decide()
-        record = [decide() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(record, src=0)
-        return record[0]
+            return function(*arguments)
+        values: list[Any] = [function(*arguments) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[no-any-return]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, on every rank."""
@@ -171,8 +169,8 @@ class Sync:
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks in their order, on every rank."""
+    def gather(self, value: _T) -> list[_T]:
+        """The values of all ranks in the order of ranks, on every rank."""
         if self._alone:
             return [value]
         found: list[Any] = [None] * dist.get_world_size()
@@ -185,6 +183,6 @@ class Sync:
             dist.broadcast(tensor, src=0)
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """Hands a report to whoever started the ranks. All ranks must call it the same number of times."""
+        """Sends metrics to the driver. All ranks must call it the same number of times."""
         if self._report:
             self._report(metrics)

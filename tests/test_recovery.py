@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ from benchmarks.recorded import account, read_record
 from benchmarks.recovery import DRAIN_S, Bench, suffer
 from cluster.local import LocalCluster
 from cluster.storage import join, open_store
-from cluster.sync import Intervals, Rank, Sync
-from deblur.data.dataset import open_dataset
-from deblur.models.vgg import load_features
+from cluster.sync import Rank, Sync
 from deblur.train import parse
+from deblur.training.job import prepare
 from deblur.training.loop import fit
-from deblur.training.run import Run
+from deblur.training.metrics import run_metrics
+from deblur.training.run import ReadOnlyRun
 from tests.clusters import ISOLATED, two_nodes
 from tests.datasets import write_dataset
 from tests.fault_proxy import FaultProxy, Plan
@@ -49,10 +50,10 @@ def bench(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Be
 
 
 def undisturbed_rank(rank: Rank, flags: list[str], run: str) -> None:
-    settings = parse(flags)
-    features = load_features(settings.recipe.loss.features, "random", None)
-    intervals = Intervals(validate_images=settings.validate_images)
-    fit(settings.recipe, open_dataset(settings.data), features, rank, Sync(), Run(run), intervals=intervals)
+    folder, _, name = run.rpartition("/")
+    job = prepare(replace(parse(flags), runs=folder, run=name))
+    files = job.run if rank.rank == 0 else ReadOnlyRun(run)
+    fit(job.config, rank, Sync(), files, run_metrics(name, str(rank.rank)))
 
 
 def check(bench: Bench, fault: str, seed: int = 0, *, ranks: tuple[int, ...] = (2, 2)) -> int:

@@ -1,37 +1,39 @@
-"""A run: a name and what it wrote, under the root of runs (a folder or s3://bucket/prefix).
+"""The files of a run, under the root of runs (a folder or s3://bucket/prefix).
 
 {runs}/{run}/recipe.json      what is learned
              origin.json      from what: digests of the dataset and of the VGG weights
              checkpoints/     see cluster/storage/checkpoints.py
              metrics.jsonl    one line per report
              samples/         {images_seen}.png, blurred | restored | sharp
-             history.json     how far the newest start came, and what befell the run
-             targets.json     where the metrics of its processes are, for Prometheus
+             history.json     progress, restarts and preemption notices of the run
+             targets.json     scrape targets of its processes, for Prometheus
              lease/           see cluster/storage/lease.py
 """
 
 import json
 import logging
 import math
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cluster import exporter
 from cluster.errors import DamagedError, InputError, NotFound
-from cluster.storage import Retry, Store, join, open_store
+from cluster.storage import Retry, join, open_store
 from cluster.storage import lease as leases
 from cluster.storage.checkpoints import Checkpoints
 from cluster.storage.lease import Lease
+from cluster.sync import ClusterState, Rank, Sync
 from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
 from deblur.data import pictures
+from deblur.training.config import WorkerConfig
 
-# A note that cannot be written is followed by another: none is worth waiting for.
-_NOTE = Retry(limit_s=5.0, stall_s=5.0)
+# For history.json, which the next write replaces: not worth a long wait.
+_HISTORY_RETRY = Retry(limit_s=5.0, stall_s=5.0)
 _log = logging.getLogger(__name__)
 
 
@@ -45,42 +47,51 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What befell a run in all its life. Updates lost are those that a later start had to make again."""
+    """Restart and preemption history of a run. Updates lost are those made again after a restart."""
 
     images_seen: int = 0
-    """How far the newest start came, saved or not."""
+    """Progress of the newest start, checkpointed or not."""
     restarts: int = 0
     updates_lost: int = 0
     preemption_notices: int = 0
 
 
 class Run:
-    """The files of one run. Only rank 0 and the driver write; commits are made only while `lease` is held."""
+    """The files of one run. Commits are made only while `lease` is held, if there is one."""
+
+    writes = True
+    """Whether this process writes the run: the driver and rank 0."""
 
     def __init__(self, url: str, keep: int = 2, *, lease: Lease | None = None, retry: Retry | None = None) -> None:
         self.url = url
         self.name = url.rstrip("/").rpartition("/")[2]
-        self.store: Store = open_store(url, retry)
-        self._may_write = (lambda: None) if lease is None else partial(leases.check, self.store, lease)
-        self.checkpoints = Checkpoints(self.store, keep, self._may_write)
-        self._lines: list[dict[str, Any]] = []
+        self.lease = lease
+        self.store = open_store(url, retry)
+        self.checkpoints = Checkpoints(self.store, keep, self._check_lease)
         self.history = History()
-        self._notes = open_store(url, _NOTE)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
-        self._noting: Future[None] | None = None
+        self._lines: list[dict[str, Any]] = []
+        self._history_store = open_store(url, _HISTORY_RETRY)
+        self._history_thread = ThreadPoolExecutor(1, thread_name_prefix="history")
+        self._history_write: Future[None] | None = None
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            leases.check(self.store, self.lease)
+
+    # ---- what the driver does
 
     def images_seen(self) -> int:
         """Of the newest committed checkpoint; 0 before the first."""
         return max((checkpoint.images_seen for checkpoint in self.checkpoints.list()), default=0)
 
     def is_finished(self, total_images: int) -> bool:
-        """Whether a checkpoint of the end is there and whole."""
+        """Whether a checkpoint of the end exists and verifies."""
         return self.images_seen() >= total_images and (
             (newest := self.checkpoints.newest()) is not None and newest[0].images_seen >= total_images
         )
 
     def check(self, recipe: Recipe, origin: Origin) -> None:
-        """Raises InputError with the difference where the run was started with something else."""
+        """Raises InputError with the differences if the run was started with another recipe or data."""
         if changes := self._changes(recipe, origin):
             raise InputError(
                 f"{self.url}: this run was started with another recipe ({'; '.join(changes)}); choose another --run, "
@@ -101,56 +112,85 @@ class Run:
         moved = [f"{k}: {old_origin.get(k)} -> {v}" for k, v in asdict(origin).items() if old_origin.get(k) != v]
         return recipes.difference(old, recipe) + moved
 
-    def resume(self, images_seen: int, batch_size: int) -> None:
-        """Takes up the metrics and the history of the run, which goes on from `images_seen`.
+    def write_targets(self, addresses: list[str]) -> None:
+        """Writes the scrape targets of the run's processes; empty addresses are left out."""
+        self._check_lease()
+        self.store.put("targets.json", exporter.targets(filter(None, addresses), "deblur"))
 
-        Lines of updates that were lost are dropped.
+    # ---- what rank 0 does
+
+    def resume(self, images_seen: int, batch_size: int) -> None:
+        """Loads the metrics and the history of the run, which continues at `images_seen`.
+
+        Metrics of updates that were lost are dropped.
         """
         self._lines = self.metrics_until(images_seen)
-        old = self._old_history()
+        old = self._read_history()
         if old:
             lost = max(0, old.images_seen - images_seen) // batch_size
             old = replace(old, restarts=old.restarts + 1, updates_lost=old.updates_lost + lost)
         self.history = replace(old or History(), images_seen=images_seen)
-        self._note(self.history)
+        self._write_history(self.history)
 
-    def metrics_until(self, images_seen: int) -> list[dict[str, Any]]:
-        """The lines of the work up to there; none before the first report."""
-        try:
-            lines = self.store.get("metrics.jsonl").decode().splitlines()
-        except NotFound:
-            return []
-        return [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
-
-    def _old_history(self) -> History | None:
+    def _read_history(self) -> History | None:
         try:
             return History(**{name: int(value) for name, value in json.loads(self.store.get("history.json")).items()})
         except NotFound:
             return None
         except (DamagedError, ValueError, TypeError, AttributeError) as error:
-            _log.warning("%s: unreadable, the history begins again: %s", join(self.url, "history.json"), error)
+            _log.warning("%s: unreadable, starting a new history: %s", join(self.url, "history.json"), error)
             return None
 
-    def reached(self, images_seen: int, *, noticed: bool = False) -> None:
-        """Notes how far the run is, and a notice that a node is going to be taken; beside training."""
-        notices = self.history.preemption_notices + noticed
+    def record_progress(self, images_seen: int, preemption_notice: bool) -> None:
+        """Records in history.json how far the run is; in the background."""
+        notices = self.history.preemption_notices + preemption_notice
         self.history = replace(self.history, images_seen=images_seen, preemption_notices=notices)
-        if self._noting is None or self._noting.done():
-            self._noting = self._thread.submit(self._note, self.history)
+        if self._history_write is None or self._history_write.done():
+            self._history_write = self._history_thread.submit(self._write_history, self.history)
 
-    def note_the_rest(self) -> None:
-        """Notes what came while another note was being written. For the end of a start."""
-        self._thread.submit(self._note, self.history).result()
-
-    def _note(self, history: History) -> None:
-        # No commit: nothing depends on it, and the next note of the run's holder replaces that of another.
+    def _write_history(self, history: History) -> None:
+        # No commit: nothing depends on it, and the next write by the holder of the lease replaces it.
         try:
-            self._notes.put("history.json", json.dumps(asdict(history), indent=2).encode())
-        except Exception as error:  # whatever it is, the work goes on
-            _log.warning("%s: what befell the run could not be noted: %s", self.url, error)
+            self._history_store.put("history.json", json.dumps(asdict(history), indent=2).encode())
+        except Exception as error:  # training does not depend on it
+            _log.warning("%s: failed to write history.json: %s", self.url, error)
+
+    def cluster_state(self, sync: Sync) -> ClusterState:
+        """What the scheduler wants to know. All ranks must call it."""
+        checkpoints = self.checkpoints
+        return ClusterState(
+            sync.seconds_to_preemption(), checkpoints.uploads.seconds, checkpoints.uploading, sync.can_scale_up
+        )
+
+    def log(self, text: str) -> None:
+        """Prints a line that starts with the run's name."""
+        print(f"{self.name}: {text}", flush=True)
+
+    def add_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Adds a report; numbers that are not finite become null, which JSON has."""
+        self._lines.append({k: None if _is_not_finite(v) else v for k, v in metrics.items()})
+
+    def save(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
+        """Writes the metrics so far and starts the upload of a checkpoint."""
+        self._check_lease()
+        # Object stores cannot append: the file is written whole.
+        self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+        self.checkpoints.save(images_seen, parts, score)
+
+    def write_sample(self, images_seen: int, blurred: np.ndarray, restored: np.ndarray, sharp: np.ndarray) -> None:
+        """One PNG with the three uint8 [H, W, 3] side by side."""
+        strip = np.concatenate([blurred, restored, sharp], axis=1)
+        self.store.put(f"samples/{images_seen:012d}.png", pictures.encode_png(strip))
+
+    def close(self) -> None:
+        """Waits for the last upload and writes the rest of the history. Raises what the upload raised."""
+        self.checkpoints.wait()
+        self._history_thread.submit(self._write_history, self.history).result()
+
+    # ---- what anybody reads
 
     def state(self) -> dict[str, float]:
-        """Its newest checkpoint and its history, as metrics."""
+        """The newest checkpoint and the history, as metrics."""
         uploads, history = self.checkpoints.uploads, self.history
         state = {
             "checkpoints": uploads.committed,
@@ -163,38 +203,58 @@ class Run:
         }
         return state | ({"checkpoint_timestamp_seconds": uploads.committed_at} if uploads.committed_at else {})
 
-    def write_targets(self, addresses: list[str]) -> None:
-        """Says where the processes of this run serve their metrics."""
-        self._may_write()
-        self.store.put("targets.json", exporter.targets(addresses, "deblur"))
-
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """One more line; numbers that are not finite become null, which JSON knows."""
-        self._lines.append({k: None if _not_finite(v) else v for k, v in metrics.items()})
-
-    def write_metrics(self) -> None:
-        """Makes the lines so far visible. Object stores cannot append: the file is written whole."""
-        self._may_write()
-        self.store.put("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+    def metrics_until(self, images_seen: int) -> list[dict[str, Any]]:
+        """The reports up to there; none before the first."""
+        try:
+            lines = self.store.get("metrics.jsonl").decode().splitlines()
+        except NotFound:
+            return []
+        return [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines written so far. Raises InputError naming the place where there are none."""
+        """All reports written so far. Raises InputError naming the file if there are none."""
         place = join(self.url, "metrics.jsonl")
         try:
             lines = [json.loads(line) for line in self.store.get("metrics.jsonl").decode().splitlines()]
         except NotFound as error:
-            raise InputError(f"{place}: not there; name a run that has reported at least once") from error
+            raise InputError(f"{place}: not found; name a run that has reported at least once") from error
         except ValueError as error:
-            raise InputError(f"{place}: not one JSON object per line ({error})") from error
+            raise InputError(f"{place}: expected one JSON object per line ({error})") from error
         if not lines:
             raise InputError(f"{place}: empty; name a run that has reported at least once")
         return lines
 
-    def write_sample(self, images_seen: int, blurred: np.ndarray, restored: np.ndarray, sharp: np.ndarray) -> None:
-        """One PNG with the three uint8 [H, W, 3] side by side."""
-        strip = np.concatenate([blurred, restored, sharp], axis=1)
-        self.store.put(f"samples/{images_seen:012d}.png", pictures.encode_png(strip))
+
+class ReadOnlyRun(Run):
+    """The run on ranks other than 0: it reads checkpoints; what rank 0 writes, it does not."""
+
+    writes = False
+
+    def resume(self, images_seen: int, batch_size: int) -> None: ...
+
+    def record_progress(self, images_seen: int, preemption_notice: bool) -> None: ...
+
+    def log(self, text: str) -> None: ...
+
+    def add_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def save(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None: ...
+
+    def write_sample(self, images_seen: int, blurred: np.ndarray, restored: np.ndarray, sharp: np.ndarray) -> None: ...
+
+    def write_targets(self, addresses: list[str]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def state(self) -> dict[str, float]:
+        return {}
 
 
-def _not_finite(value: Any) -> bool:
+def open_run(config: WorkerConfig, rank: Rank) -> Run:
+    """The run as a rank sees it: rank 0 writes it."""
+    kind = Run if rank.rank == 0 else ReadOnlyRun
+    return kind(config.run.run_url, config.run.keep, lease=config.lease, retry=config.run.retry)
+
+
+def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

@@ -1,4 +1,4 @@
-"""What of the networks survives a restart: packed into a checkpoint, loaded from one, and made equal at every start."""
+"""Save and restore the training state: networks, optimisers, images seen."""
 
 import io
 from typing import Any
@@ -15,11 +15,11 @@ from deblur.training.run import Run
 from deblur.training.update import Updater
 
 
-def warmed_up(updater: Updater, recipe: Recipe, share: int, device: torch.device) -> dict[str, Any]:
+def warm_up(updater: Updater, recipe: Recipe, share: int, device: torch.device) -> dict[str, Any]:
     """Makes one throw-away update and returns the state before it.
 
-    DistributedDataParallel rebuilds its buckets after the first backward, which changes the order of sums from three
-    ranks on: so every start, resumed or not, has that behind it before its first real update (design section 5).
+    DistributedDataParallel rebuilds its buckets after the first backward, which changes the order of sums with three
+    ranks or more: so every start, resumed or not, does that before its first real update (docs/design.md).
     """
     buffer = io.BytesIO()
     torch.save(updater.state(), buffer)  # a copy that the update cannot reach
@@ -44,9 +44,14 @@ def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Ra
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{run.url}: its checkpoint has other networks ({reason}); choose another --run") from error
-    if rank.rank == 0:
-        print(f"{run.url}: going on from {checkpoint.images_seen} images", flush=True)
+    run.log(f"resuming at {checkpoint.images_seen:,} images")
     return state["images_seen"]
+
+
+def save(updater: Updater, recipe: Recipe, images_seen: int, run: Run, score: float | None) -> None:
+    """Starts the upload of a checkpoint by the rank that writes the run."""
+    if run.writes:
+        run.save(images_seen, checkpoint_parts(updater, recipe, images_seen), score)
 
 
 def checkpoint_parts(updater: Updater, recipe: Recipe, images_seen: int) -> dict[str, bytes]:

@@ -70,15 +70,15 @@ def critic_step(
 
     def judged(pictures: Tensor) -> Tensor:
         with autocast():
-            return _full(_bare(critic)(pictures))
+            return _upcast(unwrap_ddp(critic)(pictures))
 
     with autocast():
         if has_batch_norm(critic):  # each kind is then normalised by itself
             # One forward through DDP readies it for the one backward; a second would overwrite the running statistics
             # under the first one's graph.
-            sharp_scores, restored_scores = _full(critic(sharp)), _full(_bare(critic)(restored))
+            sharp_scores, restored_scores = _upcast(critic(sharp)), _upcast(unwrap_ddp(critic)(restored))
         else:
-            sharp_scores, restored_scores = _full(critic(torch.cat([sharp, restored]))).chunk(2)
+            sharp_scores, restored_scores = _upcast(critic(torch.cat([sharp, restored]))).chunk(2)
     per_image = critic_terms(loss.objective, sharp_scores, restored_scores)
     penalty = torch.zeros_like(per_image)
     if loss.objective == "wgan-gp":
@@ -102,10 +102,10 @@ def generator_step(
     """
     critic.requires_grad_(False)
     with autocast():
-        adversarial = generator_term(loss.objective, _full(_bare(critic)(restored)))
+        adversarial = generator_term(loss.objective, _upcast(unwrap_ddp(critic)(restored)))
         with torch.no_grad():
-            sharp_features = _full(features(sharp))
-        content = content_distance(_full(features(restored)), sharp_features)
+            sharp_features = _upcast(features(sharp))
+        content = content_distance(_upcast(features(restored)), sharp_features)
     pixel = (restored - sharp).abs().mean(dim=(1, 2, 3))
     total = loss.content_weight * content + loss.pixel_weight * pixel + loss.adversarial_weight * adversarial
     (scale * total.sum()).backward()
@@ -116,7 +116,7 @@ def generator_step(
 class Updater:
     """The networks, their optimisers, and one update of both.
 
-    `generator` and `critic` are bare modules on their device, or the same in DistributedDataParallel. `scale` as in
+    `generator` and `critic` are modules on their device, or the same in DistributedDataParallel. `scale` as in
     `critic_step`.
     """
 
@@ -142,7 +142,7 @@ class Updater:
         self.critic_adam.param_groups[0]["lr"] = critic_lr
 
     def update(
-        self, blurred: Tensor, sharp: Tensor, mixes: Tensor, lap: Callable[[str], None] = lambda _: None
+        self, blurred: Tensor, sharp: Tensor, mixes: Tensor, on_phase_end: Callable[[str], None] = lambda _: None
     ) -> Tensor:
         """One update of both networks.
 
@@ -150,22 +150,22 @@ class Updater:
         mixes           [critic_updates, B, 1, 1, 1]  in [0, 1)
         returns         [len(TERMS)] on the device: this rank's sums over images x scale, so that the mean over ranks is
                         the mean over the batch; gradient norms and the non-finite flag are equal on all ranks
-        lap             is told "generator" or "critic" when a stretch of work for it has been given to the device
+        on_phase_end    called with "generator" or "critic" when work for it has been queued on the device
         """
         with self.autocast():
-            restored = _full(self.generator(blurred))
-        lap("generator")
+            restored = _upcast(self.generator(blurred))
+        on_phase_end("generator")
         all_norms = torch.zeros((), device=sharp.device)
         for mix in mixes:
             self.critic_adam.zero_grad()
             critic = critic_step(self.critic, self.loss, sharp, restored.detach(), mix, self.scale, self.autocast)
             critic_norm = _step(self.critic_adam)
             all_norms = all_norms + critic_norm
-        lap("critic")
+        on_phase_end("critic")
         self.generator_adam.zero_grad()
         generator = generator_step(self.critic, self.loss, sharp, restored, self.features, self.scale, self.autocast)
         generator_norm = _step(self.generator_adam)
-        lap("generator")
+        on_phase_end("generator")
         sums = [generator.content, generator.pixel, generator.adversarial]
         sums += [critic.penalty, critic.sharp_score, critic.restored_score]
         nonfinite = ~torch.isfinite(all_norms + generator_norm)  # any step that was skipped
@@ -182,8 +182,8 @@ class Updater:
 
     def _parts(self) -> dict[str, Any]:
         return {
-            "generator": _bare(self.generator),
-            "critic": _bare(self.critic),
+            "generator": unwrap_ddp(self.generator),
+            "critic": unwrap_ddp(self.critic),
             "generator_adam": self.generator_adam,
             "critic_adam": self.critic_adam,
         }
@@ -200,7 +200,7 @@ def _step(adam: torch.optim.Adam) -> Tensor:
     return norm
 
 
-def _full(values: Tensor) -> Tensor:
+def _upcast(values: Tensor) -> Tensor:
     """bfloat16 to float32; float32 and float64 as they are."""
     return values.float() if values.dtype is torch.bfloat16 else values
 
@@ -209,6 +209,6 @@ def _per_image(scores: Tensor) -> Tensor:
     return scores.detach().flatten(1).mean(dim=1)
 
 
-def _bare(module: nn.Module) -> nn.Module:
+def unwrap_ddp(module: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel: for passes whose gradients must not be reduced, or already are."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

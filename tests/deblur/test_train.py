@@ -70,12 +70,11 @@ def test_the_environment_names_the_roots_and_flags_win(
 ) -> None:
     monkeypatch.setenv("DEBLUR_DATA", data)
     monkeypatch.setenv("DEBLUR_RUNS", str(tmp_path / "by-environment"))
-    settings, dataset, _ = prepare(parse(SMALL))
-    assert settings.data == data
-    assert settings.runs == str(tmp_path / "by-environment")
-    assert settings.run == f"paper-{dataset.index.digest[:8]}"
-    settings, _, _ = prepare(parse([*SMALL, "--runs", str(tmp_path / "by-flag")]))
-    assert settings.runs == str(tmp_path / "by-flag")
+    job = prepare(parse(SMALL))
+    assert job.config.data == data
+    assert job.config.runs == str(tmp_path / "by-environment")
+    assert job.config.name == f"paper-{job.dataset.index.digest[:8]}"
+    assert prepare(parse([*SMALL, "--runs", str(tmp_path / "by-flag")])).config.runs == str(tmp_path / "by-flag")
 
 
 # ---- refusals
@@ -144,9 +143,10 @@ def test_vgg_weights_of_a_file_are_taken_wherever_a_rank_runs(
     torch.save(features.state_dict(), tmp_path / "vgg.pth")
     monkeypatch.chdir(tmp_path)
     weights = ["--feature-weights", "pretrained", "--vgg-weights", "vgg.pth"]
-    settings, _, loaded = prepare(parse([*SMALL, "--data", data, "--runs", str(tmp_path / "runs"), *weights]))
-    assert settings.vgg_weights == str(tmp_path / "vgg.pth")
-    assert torch.equal(loaded.state_dict()["features.0.weight"], features.state_dict()["features.0.weight"])
+    job = prepare(parse([*SMALL, "--data", data, "--runs", str(tmp_path / "runs"), *weights]))
+    assert job.config.vgg_weights == str(tmp_path / "vgg.pth")
+    loaded = job.config.load_features().state_dict()
+    assert torch.equal(loaded["features.0.weight"], features.state_dict()["features.0.weight"])
 
 
 # ---- real runs

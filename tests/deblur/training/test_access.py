@@ -1,4 +1,4 @@
-"""What is known before a start: a place that one node does not reach is refused with the settings to mend."""
+"""A place that one node cannot access is refused before the start, with the settings to fix."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from cluster.errors import InputError
 from cluster.on_ray import launch
 from cluster.on_ray.placement import Placement
 from cluster.storage import join, open_store, preflight
-from deblur.training.job import nodes_that_reach
+from deblur.training.job import check_access
 from tests.datasets import write_dataset
 
 
@@ -51,4 +51,4 @@ def test_a_node_that_sees_another_folder_is_refused_with_both_variables(
 
     monkeypatch.setattr(launch, "everywhere", everywhere)
     with pytest.raises(InputError, match=r"node 10\.0\.0\.2: .*is not to be seen.*DEBLUR_DATA, DEBLUR_RUNS"):
-        nodes_that_reach(str(tmp_path / "data"), str(tmp_path / "runs"), Placement(nodes=2))
+        check_access(str(tmp_path / "data"), str(tmp_path / "runs"), Placement(nodes=2))

@@ -21,13 +21,13 @@ from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config.recipe import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
-from deblur.data.dataset import Dataset
 from deblur.data.loader import Batch, batches
 from deblur.data.shards import read_index
-from deblur.models.vgg import load_features
-from deblur.training import loop as fit_module
-from deblur.training.loop import fit, plan_of, total_images
-from deblur.training.run import Origin, Run
+from deblur.training import loop
+from deblur.training.config import RunConfig
+from deblur.training.loop import plan_of, total_images
+from deblur.training.metrics import run_metrics
+from deblur.training.run import Origin, ReadOnlyRun, Run
 from tests.datasets import write_dataset
 from tests.ranks import run_ranks, start_ranks
 
@@ -51,8 +51,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> bool:
     """One rank, which writes down every position that it consumes."""
-    store = open_store(data)
-    dataset = Dataset(store, read_index(store))
     log = Path(f"{run}.consumed")
 
     def recorded(*arguments: object) -> Generator[Batch, None, None]:
@@ -64,10 +62,18 @@ def train_rank(rank: Rank, data: str, run: str, recipe: Recipe = RECIPE) -> bool
             images_seen += BATCH
             yield batch
 
-    intervals = Intervals(validate_images=64, report_s=0, checkpoint_s=0, sync_s=0)
-    features = load_features(recipe.loss.features, "random", None)
-    with mock.patch.object(fit_module, "batches", recorded):
-        return fit(recipe, dataset, features, rank, Sync(), Run(run, keep=2), intervals=intervals)
+    folder, _, name = run.rpartition("/")
+    config = RunConfig(
+        recipe=recipe,
+        data=data,
+        runs=folder,
+        name=name,
+        total_images=total_images(recipe, plan_of(recipe, read_index(open_store(data)))),
+        intervals=Intervals(validate_images=64, report_s=0, checkpoint_s=0, sync_s=0),
+    )
+    files = Run(run) if rank.rank == 0 else ReadOnlyRun(run)
+    with mock.patch.object(loop, "batches", recorded):
+        return loop.fit(config, rank, Sync(), files, run_metrics(name, str(rank.rank)))
 
 
 def final_generator(run: str) -> bytes:
@@ -111,7 +117,7 @@ PLANNED = [(epoch, position) for epoch in range(UPDATES // 10) for position in r
 
 # Four ranks are the hard case: DDP's buckets then change the order of sums.
 @pytest.mark.parametrize("num_ranks", [*(pytest.param(n, marks=pytest.mark.soak) for n in (1, 2)), 4])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ranks: int) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, data: str, num_ranks: int) -> None:
     straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
     run_ranks(train_rank, num_ranks, tmp_path / "a", data, straight)
     reached, before_kill = train_killed(tmp_path / "b", data, killed, num_ranks)
@@ -121,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, data: str, num_ra
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), pytest.param(2, 4, marks=pytest.mark.soak)])
-def test_a_killed_run_goes_on_with_other_ranks_and_sees_each_sample_once(
+def test_a_killed_run_resumes_with_another_world_size_and_sees_each_sample_once(
     tmp_path: Path, data: str, before: int, after: int
 ) -> None:
     run = str(tmp_path / "run")
@@ -131,8 +137,8 @@ def test_a_killed_run_goes_on_with_other_ranks_and_sees_each_sample_once(
     assert committed_work(run, reached, before_kill) == PLANNED
 
 
-def leaving_rank(rank: Rank, data: str, run: str, seconds_to_preemption: list[float | None]) -> tuple[bool, int]:
-    """Trains while a notice says how long a node has left; whether the end was reached, and updates begun."""
+def preempted_rank(rank: Rank, data: str, run: str, seconds_to_preemption: list[float | None]) -> tuple[bool, int]:
+    """Trains under a preemption notice with these deadlines; whether the end was reached, and updates begun."""
     notices = iter(seconds_to_preemption)
     with mock.patch(
         f"{__name__}.Sync", partial(Sync, seconds_to_preemption=lambda: next(notices, seconds_to_preemption[-1]))
@@ -141,12 +147,12 @@ def leaving_rank(rank: Rank, data: str, run: str, seconds_to_preemption: list[fl
     return done, max(images for images, _, _ in consumed(run)) // BATCH
 
 
-def test_ranks_whose_node_is_taken_leave_with_a_checkpoint_and_nothing_lost(tmp_path: Path, data: str) -> None:
+def test_preempted_ranks_stop_with_a_checkpoint_and_lose_nothing(tmp_path: Path, data: str) -> None:
     run = str(tmp_path / "run")
     notices = [None] * 6 + [60.0] * 5 + [4.0]
-    for done, last_update in run_ranks(leaving_rank, 2, tmp_path / "a", data, run, notices):
+    for done, last_update in run_ranks(preempted_rank, 2, tmp_path / "a", data, run, notices):
         assert not done
-        assert last_update == 11, "the updates of all meetings but no more"
+        assert last_update == 11, "the updates of all sync points but no more"
     assert Run(run).images_seen() == 12 * BATCH
     run_ranks(train_rank, 2, tmp_path / "b", data, run)
     assert sorted((e, p) for i, e, p in consumed(run) if i < BATCH * UPDATES) == PLANNED, "without any repetition"
@@ -210,14 +216,14 @@ def test_several_updates_without_finite_gradients_stop_the_run(tmp_path: Path, d
 
 def poisoned_rank(rank: Rank, data: str, run: str, updates: range) -> str:
     """Trains with pictures that are not finite, on the last rank alone, in the updates of a range."""
-    real, done = fit_module._to_device, itertools.count()
+    real, done = loop._to_device, itertools.count()
 
     def poisoned(*arguments: object) -> tuple[torch.Tensor, ...]:
         blurred, sharp, mixes = real(*arguments)
         bad = rank.rank == rank.num_ranks - 1 and next(done) in updates
         return blurred * float("nan") if bad else blurred, sharp, mixes
 
-    with mock.patch.object(fit_module, "_to_device", poisoned):
+    with mock.patch.object(loop, "_to_device", poisoned):
         try:
             train_rank(rank, data, run)
         except Diverged as error:

@@ -1,13 +1,14 @@
-"""The history of a run: what befell it, over any number of starts."""
+"""The files of a run: history over restarts, state as metrics, scrape targets."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur.training.run import History, Run
+from deblur.training.run import History, ReadOnlyRun, Run
 
 
 def start(folder: Path, images_seen: int) -> Run:
@@ -17,51 +18,53 @@ def start(folder: Path, images_seen: int) -> Run:
     return run
 
 
-def noted(run: Run) -> History:
-    if run._noting:
-        run._noting.result()
+def written(run: Run) -> History:
+    if run._history_write:
+        run._history_write.result()
     return History(**json.loads(run.store.get("history.json")))
 
 
 def test_the_first_start_is_no_restart(tmp_path: Path) -> None:
-    assert noted(start(tmp_path, 0)) == History()
+    assert written(start(tmp_path, 0)) == History()
 
 
-def test_what_was_reached_and_not_saved_is_lost_and_adds_up(tmp_path: Path) -> None:
+def test_progress_without_a_checkpoint_counts_as_lost_updates(tmp_path: Path) -> None:
     first = start(tmp_path, 0)
-    first.reached(40)
-    assert noted(first) == History(images_seen=40)
+    first.record_progress(40, preemption_notice=False)
+    assert written(first) == History(images_seen=40)
     second = start(tmp_path, 24)
-    assert noted(second) == History(images_seen=24, restarts=1, updates_lost=2)
-    second.reached(32)
-    assert noted(second).images_seen == 32
-    assert noted(start(tmp_path, 24)) == History(images_seen=24, restarts=2, updates_lost=3)
+    assert written(second) == History(images_seen=24, restarts=1, updates_lost=2)
+    second.record_progress(32, preemption_notice=False)
+    assert written(second).images_seen == 32
+    assert written(start(tmp_path, 24)) == History(images_seen=24, restarts=2, updates_lost=3)
 
 
-def test_a_start_from_the_last_update_loses_nothing(tmp_path: Path) -> None:
+def test_a_restart_at_the_last_update_loses_nothing(tmp_path: Path) -> None:
     first = start(tmp_path, 0)
-    first.reached(40, noticed=True)
-    noted(first)
-    assert noted(start(tmp_path, 40)) == History(images_seen=40, restarts=1, preemption_notices=1)
+    first.record_progress(40, preemption_notice=True)
+    written(first)
+    assert written(start(tmp_path, 40)) == History(images_seen=40, restarts=1, preemption_notices=1)
 
 
-def test_a_note_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_history_that_cannot_be_written_does_not_stop_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = start(tmp_path, 0)
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "run").write_text("no folder")
-    run.reached(8)
-    run._noting.result()
-    assert "what befell the run could not be noted" in caplog.text
+    run.record_progress(8, preemption_notice=False)
+    run._history_write.result()
+    assert "history.json" in caplog.text
     assert run.history.images_seen == 8
 
 
-def test_a_history_that_cannot_be_read_begins_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_history_that_cannot_be_read_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(tmp_path, 0).store.put("history.json", b'{"images_seen": 8, "rest')
-    assert noted(start(tmp_path, 8)) == History(images_seen=8)
+    assert written(start(tmp_path, 8)) == History(images_seen=8)
     assert "history.json: unreadable" in caplog.text
 
 
-def test_state_has_the_newest_checkpoint_also_before_one_is_written(tmp_path: Path) -> None:
+def test_state_has_the_newest_checkpoint_of_an_earlier_start(tmp_path: Path) -> None:
     run = start(tmp_path, 0)
     assert "checkpoint_timestamp_seconds" not in run.state()
     run.checkpoints.save(8, {"a": b"12345", "b": b"678"})
@@ -75,7 +78,7 @@ def test_state_has_the_newest_checkpoint_also_before_one_is_written(tmp_path: Pa
     assert (again.state()["checkpoints"], again.state()["checkpoint_bytes"]) == (0, 8)
 
 
-def test_damaged_checkpoints_and_uploads_that_were_given_up_are_failures(tmp_path: Path) -> None:
+def test_damaged_checkpoints_and_failed_uploads_count_as_failures(tmp_path: Path) -> None:
     run = start(tmp_path, 0)
     run.checkpoints.save(8, {"a": b"12345"})
     run.checkpoints.wait()
@@ -98,3 +101,16 @@ def test_targets_are_written_into_the_run(tmp_path: Path) -> None:
     run = start(tmp_path, 0)
     run.write_targets(["127.0.0.1:9170"])
     assert json.loads(run.store.get("targets.json"))[0]["targets"] == ["127.0.0.1:9170"]
+
+
+def test_ranks_other_than_0_write_nothing(tmp_path: Path) -> None:
+    run = ReadOnlyRun(str(tmp_path / "run"))
+    run.resume(0, batch_size=8)
+    run.record_progress(8, preemption_notice=True)
+    run.add_metrics({"images_seen": 8})
+    run.save(8, {"a": b"1"}, 25.0)
+    run.write_targets(["127.0.0.1:9170"])
+    run.write_sample(8, *(np.zeros((4, 4, 3), np.uint8) for _ in range(3)))
+    run.close()
+    assert not list(tmp_path.iterdir())
+    assert run.state() == {}

@@ -1,0 +1,106 @@
+"""What a run is told: settings as the user gives them, and the resolved config that every rank receives."""
+
+from dataclasses import dataclass, field, replace
+
+from cluster.errors import InputError
+from cluster.on_ray.placement import Placement
+from cluster.storage import Retry, join
+from cluster.storage.cache import Cache
+from cluster.storage.lease import Lease
+from cluster.sync import Intervals
+from deblur.config.cli import SharedSettings
+from deblur.config.recipe import Recipe
+from deblur.data.dataset import Dataset, open_dataset
+from deblur.models.vgg import Features, load_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(SharedSettings):
+    """Where a run takes place and what it is called. The recipe's own fields can be set by flags, too."""
+
+    run: str | None = None
+    """Name of the run; else from the recipe and the dataset. The same name resumes the same run."""
+    nodes: int = 1
+    """Machines, with all their GPUs: one rank per GPU, or one per node without GPUs."""
+    min_nodes: int | None = None
+    """Continue with as few nodes as this if some are lost, and scale up to --nodes when some are added."""
+    allow_recipe_change: bool = False
+    """Resume a run although its recipe or data have changed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least_one("nodes")
+        self.at_least_one("min_nodes")
+        if self.min_nodes and self.min_nodes > self.nodes:
+            raise InputError(
+                f"--min-nodes {self.min_nodes} is more than --nodes {self.nodes}; choose at most that many"
+            )
+
+    @property
+    def placement(self) -> Placement:
+        """Where the ranks go."""
+        return Placement(
+            nodes=self.nodes, min_nodes=self.min_nodes, ranks_per_node=self.ranks_per_node, wait_s=self.wait_s
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run with nothing left open: no field is None, every place is absolute."""
+
+    recipe: Recipe
+    data: str
+    """Root of the dataset."""
+    runs: str
+    """Root of all runs."""
+    name: str
+    """Of the run."""
+    total_images: int
+    """Length of the run: whole updates."""
+    intervals: Intervals
+    keep: int = 2
+    """Checkpoints that are kept beside the best."""
+    threads: int = 2
+    """Threads per rank that decode pictures."""
+    max_bad_share: float = 0.01
+    """Share of samples that may fail to decode before the run fails."""
+    vgg_weights: str = ""
+    """File or s3:// URL; empty for torchvision's."""
+    retry: Retry = field(default_factory=Retry)
+    """How long to wait for storage that does not respond."""
+    cache_dir: str = ""
+    """Folder on each node for shards; empty for no cache."""
+    cache_bytes: int = 0
+    metrics_port: int = 0
+    """Port of the driver's metrics; 0 for none."""
+
+    @property
+    def run_url(self) -> str:
+        """The run's own folder or URL."""
+        return join(self.runs, self.name)
+
+    def open_dataset(self) -> Dataset:
+        """The dataset, read through the node's cache if there is one."""
+        dataset = open_dataset(self.data, self.retry)
+        if not self.cache_dir:
+            return dataset
+        cache = Cache(dataset.store, self.cache_dir, self.cache_bytes, version=dataset.index.digest)
+        return replace(dataset, cache=cache)
+
+    def load_features(self) -> Features:
+        """The VGG features of the perceptual loss, on the CPU. Raises InputError if their weights cannot be loaded."""
+        loss = self.recipe.loss
+        return load_features(loss.features, loss.feature_weights, self.vgg_weights or None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What every rank of one worker group receives from the driver, as it is."""
+
+    run: RunConfig
+    lease: Lease
+    """The right to write the run, renewed for each group: workers of an earlier group can no longer commit."""
+    driver_metrics: str = ""
+    """host:port of the driver's metrics; empty if it serves none."""
+    is_trial: bool = False
+    """Whether the run is a trial of a search."""
