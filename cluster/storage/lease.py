@@ -60,7 +60,7 @@ class Holder:
 
     def _write(self, change: dict[str, Any]) -> Lease:
         with self._lock:
-            check(self._store, self.lease)
+            check_lease(self._store, self.lease)
             self._me |= change
             self._store.put(_key(self.lease.token), _bytes(self._me))
             self.lease = Lease(self.lease.token, self._me["id"])
@@ -68,7 +68,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def acquire(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
+def acquire_lease(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
     """Holds the lease of what lies at a URL. Raises InputError where somebody else does.
 
     A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, a moment.
@@ -88,7 +88,7 @@ def acquire(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
             holder.release()
 
 
-def check(store: Store, lease: Lease) -> None:
+def check_lease(store: Store, lease: Lease) -> None:
     """Raises InputError when another start has taken the lease over."""
     if _highest(store) > lease.token or not _is_current_holder(store, lease):
         raise InputError(f"{store.url}: another start has taken this run over; this one stops")

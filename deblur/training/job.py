@@ -14,11 +14,10 @@ from cluster.errors import InputError
 from cluster.exporter import Numbers
 from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, preflight
-from cluster.storage import lease as leases
 from cluster.storage.cache import Cache
-from cluster.storage.lease import Holder, Lease
+from cluster.storage.lease import Holder, Lease, acquire_lease
 from cluster.sync import Intervals, Rank, Sync
-from deblur.config import cli as settings_of
+from deblur.config import cli
 from deblur.config.cli import Kind, SharedSettings
 from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.packing import packed_samples
@@ -113,7 +112,7 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
     elif run.is_finished(total):
         print(f"{run.url}: has seen its {total:,} images already; nothing to do", flush=True)
     else:
-        with leases.acquire(run.url) as holder:
+        with acquire_lease(run.url) as holder:
             run.begin(settings.recipe, origin_of(dataset, features))
             _start(settings, features, holder, placement or _placement(settings), callbacks)
     return run
@@ -147,7 +146,7 @@ def _launch(
             # A lease for each: ranks that were given up, but run on where nobody reaches them, can commit no more.
             lease = asdict(holder.renew())
             return {
-                "settings": settings_of.plain(settings),
+                "settings": cli.plain(settings),
                 "lease": lease,
                 "driver": driver,
                 "trial": placement.shared_cluster,
@@ -204,7 +203,7 @@ def _first(settings: SharedSettings) -> Retry:
 
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     """What each rank does, with the plain values of `_launch`. Returns whether the end of the recipe was reached."""
-    settings = settings_of.from_plain(TrainSettings, config["settings"])
+    settings = cli.from_plain(TrainSettings, config["settings"])
     lease = Lease(**config["lease"])
     return _fit(settings, lease, _features(settings), rank, sync, config["driver"], config["trial"])
 

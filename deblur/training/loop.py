@@ -12,7 +12,7 @@ from cluster.errors import Diverged, InputError
 from cluster.exporter import Numbers
 from cluster.sync import ClusterState, Intervals, Rank, Record, StepScheduler, Sync
 from deblur.config import randomness
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of

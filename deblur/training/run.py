@@ -23,11 +23,10 @@ import numpy as np
 from cluster import exporter
 from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Retry, Store, join, open_store
-from cluster.storage import lease as leases
 from cluster.storage.checkpoints import Checkpoints
-from cluster.storage.lease import Lease
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from cluster.storage.lease import Lease, check_lease
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.data import pictures
 
 # A note that cannot be written is followed by another: none is worth waiting for.
@@ -61,7 +60,7 @@ class Run:
         self.url = url
         self.name = url.rstrip("/").rpartition("/")[2]
         self.store: Store = open_store(url, retry)
-        self._may_write = (lambda: None) if lease is None else partial(leases.check, self.store, lease)
+        self._may_write = (lambda: None) if lease is None else partial(check_lease, self.store, lease)
         self.checkpoints = Checkpoints(self.store, keep, self._may_write)
         self._lines: list[dict[str, Any]] = []
         self.history = History()

@@ -9,8 +9,8 @@ import torch
 from cluster.errors import InputError
 from cluster.storage.checkpoints import Checkpoint
 from cluster.sync import Rank, Sync
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.training.run import Run
 from deblur.training.update import Updater
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cluster.errors import DamagedError, StorageUnavailable
 from cluster.storage import Retry, Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
-from deblur.config.recipe import DataRecipe
+from deblur.config.recipes import DataRecipe
 from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, batches
 from deblur.data.plan import Plan

@@ -17,8 +17,8 @@ from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
 from deblur import restore
-from deblur.config import recipe as recipes
-from deblur.config.recipe import GeneratorRecipe, Recipe
+from deblur.config import recipes
+from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference.bulk import Photo, plan, restore_file
 from deblur.inference.generator import load_model

@@ -22,8 +22,8 @@ from cluster.errors import InputError
 from cluster.local import Settings as ClusterSettings
 from cluster.local import local_cluster
 from cluster.storage import join, open_store
-from deblur.config import recipe as recipes
-from deblur.config.recipe import DataRecipe, GeneratorRecipe
+from deblur.config import recipes
+from deblur.config.recipes import DataRecipe, GeneratorRecipe
 from deblur.models.vgg import load_features
 from deblur.train import parse
 from deblur.training.job import prepare

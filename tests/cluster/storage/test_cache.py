@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.storage import cache as caches
 from cluster.storage.cache import Cache
 from cluster.storage.folder import FolderStore
 
@@ -20,7 +19,7 @@ SIZE = 1234
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr("cluster.storage.cache.CHUNK_BYTES", CHUNK)
 
 
 @pytest.fixture(scope="module")
