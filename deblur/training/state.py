@@ -33,11 +33,12 @@ def warmed_up(updater: Updater, recipe: Recipe, share: int, device: torch.device
 
 def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Rank) -> int:
     """Loads the newest checkpoint that verifies, or the fresh state; returns images_seen."""
-    checkpoint: Checkpoint | None = sync.broadcast_from_rank0(run.checkpoints.resume)
+    found = run.checkpoints.resume() if rank.rank == 0 else None
+    checkpoint: Checkpoint | None = sync.broadcast_from_rank0(lambda: found and found[0])
     if checkpoint is None:
         updater.load(fresh)
         return 0
-    data = run.checkpoints.load_part(checkpoint, "state.pt")
+    data = found[1]["state.pt"] if found else run.checkpoints.load_part(checkpoint, "state.pt")
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=rank.device)
         updater.load(state["updater"])
