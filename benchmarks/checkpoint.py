@@ -19,8 +19,8 @@ from benchmarks.timing import pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.training.state import checkpoint_parts
 from deblur.training.update import Updater
 

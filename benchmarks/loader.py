@@ -36,7 +36,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns
 from cluster.errors import InputError
 from cluster.storage import join, open_store
-from deblur.config.recipe import DataRecipe
+from deblur.config.recipes import DataRecipe
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, Crop, batches, read_files

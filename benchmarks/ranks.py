@@ -26,7 +26,7 @@ from benchmarks.update import Settings as UpdateSettings
 from benchmarks.update import recipe_of
 from cluster.rehearsal.network import Place, can_isolate, new_name, new_network
 from cluster.sync import Rank
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 from deblur.models.vgg import load_features
 from deblur.training.distributed import build
 from deblur.training.update import Updater

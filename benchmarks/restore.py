@@ -22,7 +22,7 @@ from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns, pick_device
 from benchmarks.update import matmul_rate
-from deblur.config import recipe as recipes
+from deblur.config import recipes
 from deblur.inference.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
 from deblur.models.build import build_generator
 

@@ -24,7 +24,7 @@ from benchmarks.timing import in_turns, pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import join
 from cluster.sync import Intervals, Rank, Sync
-from deblur.config import recipe as recipes
+from deblur.config import recipes
 from deblur.training.meter import Meter
 from deblur.training.metrics import run_metrics
 from deblur.training.run import Run

@@ -21,8 +21,8 @@ from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import in_turns, pick_device, seconds
 from cluster.sync import Rank
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.vgg import load_features
 from deblur.training.distributed import build, in_bfloat16

@@ -1,12 +1,12 @@
-"""The errors of this system. None of these is mended by starting the ranks again: `FINAL` ends a run at once.
+"""The errors of this system. None of these is retryable: restarting the workers cannot fix them (`FINAL`).
 
 Exception
-├── InputError            what the user gave cannot be used
+├── InputError            the user's input cannot be used
 │   └── NotFound          the object or file does not exist
-├── DamagedError          bytes are not what their index or manifest says; read once more before it is raised
-├── StorageUnavailable    storage did not answer in spite of retries; a later start may succeed
-├── RanksFailed           ranks failed again and again without coming further
-└── Diverged              the numbers of the training are no longer finite
+├── DamagedError          bytes differ from their index or manifest, also when read a second time
+├── StorageUnavailable    storage failed in spite of retries; a later run may succeed
+├── RanksFailed           workers failed repeatedly without progress
+└── Diverged              losses or gradients are no longer finite
 """
 
 import contextlib
@@ -15,27 +15,27 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message names the value, the place and the mend."""
+    """The user's input cannot be used; the message names the value, where it came from, and the fix."""
 
 
 class NotFound(InputError):
-    """No object or file of that name."""
+    """No object or file has that name."""
 
 
 class DamagedError(Exception):
-    """Bytes differ from what the index or the manifest says of them."""
+    """Bytes differ from what the index or the manifest says."""
 
 
 class StorageUnavailable(Exception):
-    """Storage failed for longer than the retries last."""
+    """Storage failed until the retry limit was reached."""
 
 
 class RanksFailed(Exception):
-    """Ranks were started again and failed, several times without progress."""
+    """Workers were restarted several times and failed without progress."""
 
 
 class Diverged(Exception):
-    """Several updates in a row had gradients that were not finite."""
+    """Gradients of several updates in a row were not finite."""
 
 
 FINAL = (InputError, DamagedError, StorageUnavailable, RanksFailed, Diverged)
@@ -43,13 +43,9 @@ FINAL = (InputError, DamagedError, StorageUnavailable, RanksFailed, Diverged)
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a command with one line on stderr, and exit code 2, for errors that say all by themselves."""
+    """Turns the errors above, whose messages need no traceback, into one line on stderr and exit code 2."""
     try:
         yield
     except FINAL as error:
-        sys.exit(_failed(error))
-
-
-def _failed(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -14,8 +14,8 @@ import tyro
 
 from cluster.errors import one_line_errors
 from cluster.storage import join
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.data import pictures
 from deblur.data.dataset import open_dataset
 from deblur.data.loader import pairs_of

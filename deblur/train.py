@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from cluster.errors import one_line_errors
-from deblur.config import cli as settings_of
+from deblur.config import cli
 from deblur.training.job import TrainSettings, train
 
 
 def parse(arguments: Sequence[str]) -> TrainSettings:
     """TrainSettings from flags."""
-    return settings_of.parse(TrainSettings, arguments, "python -m deblur.train", str(__doc__))
+    return cli.parse(TrainSettings, arguments, "python -m deblur.train", str(__doc__))
 
 
 def main() -> None:

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from cluster.errors import one_line_errors
 from cluster.storage import join
-from deblur.config import cli as settings_of
+from deblur.config import cli
 from deblur.search.driver import TuneSettings, is_done, prepare, tune
 
 
 def parse(arguments: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     """TuneSettings from flags, and the names of the flags that were given."""
     given = [match[1].replace("-", "_") for argument in arguments if (match := re.match("--([^=]+)", argument))]
-    return settings_of.parse(TuneSettings, arguments, "python -m deblur.tune", str(__doc__)), given
+    return cli.parse(TuneSettings, arguments, "python -m deblur.tune", str(__doc__)), given
 
 
 def main() -> None:

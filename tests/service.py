@@ -13,8 +13,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from deblur.config import recipe as recipes
-from deblur.config.recipe import GeneratorRecipe
+from deblur.config import recipes
+from deblur.config.recipes import GeneratorRecipe
 from deblur.models.build import build_generator
 from tests.servers import wait_until_it_answers
 

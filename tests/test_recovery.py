@@ -138,7 +138,7 @@ def test_a_second_writer_is_refused_and_the_first_undisturbed(bench: Bench) -> N
     first = bench.submit("two-writers")
     bench.wait_for_update("two-writers", first, UPDATES // 8)
     log = bench.wait(bench.submit("two-writers"), "FAILED")
-    assert "is writing this run; wait for its end or choose another --run" in log
+    assert "is writing this run" in log
     bench.wait(first)
     assert len(read_record(bench.record("two-writers"))) == 1
     assert bench.generator("two-writers") == bench.undisturbed
@@ -203,7 +203,7 @@ def test_storage_is_gone_for_longer_than_the_limit_and_the_run_goes_on_when_it_i
     before = time.monotonic()
     log = remote.wait(job, "FAILED")
     last = log.strip().splitlines()[-1]
-    assert "given up after 5 s" in log, last
+    assert "retried for 5 s" in log, last
     assert "error: s3://" in log
     print(f"ended {time.monotonic() - before:.0f} s after the storage was gone")
     proxy.start()

@@ -1,4 +1,4 @@
-"""Objects in folders and buckets, and what is kept in them: checkpoints, the lease of a run, a cache of shards.
+"""Object storage in folders and S3 buckets; checkpoints, the lease of a run, and a disk cache on top of it.
 
 May import cluster.errors.
 """

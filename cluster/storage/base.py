@@ -1,7 +1,8 @@
-"""What every store offers, how patient it is, and how places are named.
+"""The protocol of every store, its retry limits, and how URLs are joined.
 
-The protocol is what a run needs and no more: get, put, create, list, delete. Every store passes the same tests
-(tests/cluster/storage/test_contract.py): a put is seen whole or not at all, and a get returns bytes of one version.
+The protocol has what a run needs and no more: get, put, create, list, delete. Every store passes the same tests
+(tests/cluster/storage/test_contract.py): readers see the whole of a put or nothing of it, and a get returns bytes of
+one version.
 """
 
 import threading
@@ -12,17 +13,17 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How long an object store that fails is asked again; folders are not."""
+    """How long failed requests to an object store are retried; folders are not retried."""
 
     limit_s: float = 300.0
-    """Seconds without a byte, after which it counts as gone. Ranks wait for each other longer than that."""
+    """Seconds without receiving a byte, after which a request fails. Must be shorter than the ranks' timeout."""
     stall_s: float = 30.0
-    """Seconds of silence after which a connection counts as broken."""
+    """Seconds of silence after which a connection counts as lost."""
 
 
 @dataclass
 class Traffic:
-    """What was read through a store, and how often it had to be asked again."""
+    """Counters of one store: bytes read, retries, and reads that were resumed after a lost connection."""
 
     read_bytes: int = 0
     retries: int = 0
@@ -30,7 +31,7 @@ class Traffic:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, *, read_bytes: int = 0, retries: int = 0, resumed_reads: int = 0) -> None:
-        """Adds to the counters; many threads may."""
+        """Adds to the counters; thread-safe."""
         with self._lock:
             self.read_bytes += read_bytes
             self.retries += retries
@@ -48,14 +49,14 @@ class Store(Protocol):
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Writes an object whole; readers see the old one or the new one."""
+        """Writes an object atomically; readers see the old version or the new one."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes an object if there is none. False where one with other bytes is there.
+        """Writes an object if the key is absent. Returns False if an object with other bytes exists.
 
-        Of callers at the same moment one wins on folders and on AWS. OpenStack Swift looks before it writes: there
-        several may be told that they won, and the bytes of the last of them stay.
+        Of concurrent callers exactly one succeeds on folders and on AWS. OpenStack Swift checks first and writes later:
+        there several callers may get True, and the last write stays.
         """
         ...
 
@@ -63,8 +64,8 @@ class Store(Protocol):
         """All keys that start with the prefix, sorted."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Removes an object; one that is not there is no error."""
+    def delete(self, *keys: str) -> None:
+        """Deletes objects, in one request per 1,000 keys; absent ones are no error."""
         ...
 
 
@@ -74,5 +75,5 @@ def join(url: str | Path, *parts: str) -> str:
 
 
 def absolute(url: str | Path) -> str:
-    """The same place for a process in another folder."""
+    """The same location for a process with another working directory."""
     return str(url) if "://" in str(url) else str(Path(url).expanduser().absolute())

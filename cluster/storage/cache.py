@@ -1,8 +1,7 @@
-"""A bounded cache on a node's disk of objects that never change, shared by the ranks of the node.
+"""A bounded disk cache of immutable objects, shared by the ranks of a node.
 
-Chunks are fetched whole and written beside their name, then renamed: a reader finds a whole chunk or none. When the
-limit is reached chunks chosen at random make room: epochs go round the whole dataset, and of a cache that forgets what
-was read longest ago nothing would be left when it is read again.
+Chunks are fetched whole, written to a temporary file and renamed: readers see a whole chunk or none. Eviction is
+random: every epoch reads the whole dataset, and LRU would evict each chunk just before it is read again.
 """
 
 import contextlib
@@ -21,23 +20,23 @@ _log = logging.getLogger(__name__)
 
 
 class Cache:
-    """Ranges of a store's objects. `version` must change when any object does (a digest of the dataset)."""
+    """Caches ranges of a store's objects. `version` must change when any object does: use the dataset's digest."""
 
     def __init__(self, store: Store, folder: str | Path, limit_bytes: int, version: str) -> None:
-        # A folder of its own: what makes room is removed, and the one that is given may hold other things.
+        # A subfolder: eviction deletes files, and the given folder may hold others.
         self._store, self._folder, self._limit = store, Path(folder).expanduser() / "chunks", limit_bytes
-        self._version, self._told = version, False
-        self._locks: dict[str, threading.Lock] = {}  # by the names of chunks
+        self._version, self._warned = version, False
+        self._locks: dict[str, threading.Lock] = {}  # by file name of the chunk
 
     def get(self, key: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of an object that has as many, from the disk where they are there."""
+        """The bytes [start, end) of an object of at least that size, from disk if cached."""
         first = start // CHUNK_BYTES
         chunks = [self._chunk(key, number) for number in range(first, (end - 1) // CHUNK_BYTES + 1)]
         offset = first * CHUNK_BYTES
         return b"".join(chunks)[start - offset : end - offset]
 
     def forget(self, key: str, start: int, end: int) -> None:
-        """Removes what is held of a range: its bytes turned out to be wrong."""
+        """Evicts a range whose bytes turned out to be wrong."""
         for number in range(start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
             self._path(key, number).unlink(missing_ok=True)
 
@@ -45,26 +44,25 @@ class Cache:
         path = self._path(key, number)
         with contextlib.suppress(OSError):
             return path.read_bytes()
-        with self._locks.setdefault(path.name, threading.Lock()):  # of threads that miss it at once one fetches it
+        with self._locks.setdefault(path.name, threading.Lock()):  # one thread fetches, the others wait
             with contextlib.suppress(OSError):
                 return path.read_bytes()
             data = self._store.get(key, number * CHUNK_BYTES, (number + 1) * CHUNK_BYTES)
-            self._take(path, data)
+            self._write_if_possible(path, data)
             return data
 
-    def _take(self, path: Path, data: bytes) -> None:
-        """Keeps a chunk if that can be done."""
+    def _write_if_possible(self, path: Path, data: bytes) -> None:
         try:
-            self._make_room(len(data))
-            self._keep(path, data)
-        except FileNotFoundError:  # another rank made room of what was being written
+            self._evict(len(data))
+            self._write(path, data)
+        except FileNotFoundError:  # another rank evicted the temporary file
             pass
         except OSError as error:  # a full or broken disk costs speed, not the run
-            if not self._told:
-                _log.warning("%s: cannot be used as a cache: %s", self._folder, error)
-            self._told = True
+            if not self._warned:
+                _log.warning("%s: cannot write to the cache, continuing without it: %s", self._folder, error)
+            self._warned = True
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes) -> None:
         if len(data) > self._limit:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -76,18 +74,18 @@ class Cache:
             partial.unlink(missing_ok=True)
             raise
 
-    def _make_room(self, size: int) -> None:
-        """Removes chunks, and what killed writers left, until `size` more bytes fit."""
-        held = {}
+    def _evict(self, size_bytes: int) -> None:
+        """Deletes chunks, and temporary files of killed writers, until `size_bytes` more fit."""
+        sizes = {}
         for path in self._folder.glob("*"):
-            with contextlib.suppress(FileNotFoundError):  # another rank was quicker
-                held[path] = path.stat().st_size
-        total, victims = sum(held.values()) + size, list(held)
+            with contextlib.suppress(FileNotFoundError):  # another rank deleted it
+                sizes[path] = path.stat().st_size
+        total, victims = sum(sizes.values()) + size_bytes, list(sizes)
         random.shuffle(victims)
         while victims and total > self._limit:
             path = victims.pop()
             path.unlink(missing_ok=True)
-            total -= held[path]
+            total -= sizes[path]
 
     def _path(self, key: str, number: int) -> Path:
         name = hashlib.sha256(f"{self._version}\n{self._store.url}\n{key}".encode()).hexdigest()[:32]

@@ -1,11 +1,17 @@
-"""One writer per run.
+"""A lease with a fencing token: one writer per run.
 
-`lease/{n}` is created only if it is absent, and the holder of the run is who stands in the one of the highest n. It
-overwrites it every few seconds (a beat); a start that finds no beat for as long as a lease lasts takes n + 1. Whoever
-writes on a holder's behalf looks before each commit whether it still stands there. Only "create if absent" is asked of
-the store: buckets have it as If-None-Match (not all have If-Match), folders as link(2). Where two are told at the same
-moment that they created it (see Store.create), the one who wrote last stands in it, and the other finds that out. No
-clocks of two machines are compared.
+    lease/{token}            who holds it; written once, by create-if-absent
+    lease/{token}.heartbeat  a counter that the holder increments every few seconds, and whether it released the lease
+
+A process takes over by creating token + 1 once the holder has released the lease or has sent no heartbeat for the
+expiry time. Before it writes anything to the run it deletes all lower tokens. So a writer still holds the lease as
+long as its own object exists with its own id, and `check_lease`, which every commit calls, is one GET. Nothing can
+recreate a deleted token under the old id: heartbeats go to an object of their own, and only new ids are created.
+
+Only create-if-absent is required of the store: buckets have it as If-None-Match (not all have If-Match), folders as
+link(2). Where it is not atomic and two processes create the same token (see Store.create), the last write stays, and
+the other process finds a foreign id. After a takeover there is a pause, in which such late writes, and commits checked
+just before the takeover, arrive. Clocks of two machines are never compared.
 """
 
 import contextlib
@@ -25,155 +31,168 @@ from cluster.storage.base import Retry, Store
 from cluster.storage.open import open_store
 
 EXPIRY_S = 20.0
-BEATS_PER_EXPIRY = 5
-# A beat that fails is followed by another, and an end of the run waits for no storage that is gone.
+HEARTBEATS_PER_EXPIRY = 5
+# Short: a failed heartbeat is followed by another, and the end of a run must not wait for an unavailable store.
 _RETRY = Retry(limit_s=5.0, stall_s=5.0)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What its holder gives to those who write on its behalf."""
+    """What the holder passes to workers that write on its behalf."""
 
     token: int
     holder: str
 
 
 class Holder:
-    """Holds the lease of a run, and beats."""
+    """Holds the lease of a run."""
 
-    def __init__(self, store: Store, number: int, me: dict[str, Any]) -> None:
-        self.lease = Lease(number, me["id"])
-        self._store, self._me, self._lock = store, me, threading.Lock()
+    def __init__(self, store: Store, lease: Lease) -> None:
+        self.lease = lease
+        self._store, self._lock, self._heartbeats = store, threading.Lock(), 0
 
     def renew(self) -> Lease:
-        """A lease for others to write with; all before it are void. Raises InputError where it is held no more."""
-        return self._write({"id": uuid.uuid4().hex})
+        """Voids the lease and returns a new one, for the next group of workers. Raises InputError if it was lost."""
+        with self._lock:
+            check_lease(self._store, self.lease)
+            lease = Lease(self.lease.token + 1, uuid.uuid4().hex)
+            if not _create(self._store, lease):
+                raise _lost(self._store)
+            self.lease = lease
+            return lease
 
     def heartbeat(self) -> None:
-        """A sign of life. Raises InputError where it is held no more."""
-        self._write({"beat": self._me["beat"] + 1})
+        """Raises InputError if the lease was lost."""
+        self._heartbeats += 1
+        self._write({"heartbeats": self._heartbeats})
 
     def release(self) -> None:
-        """The next start need not wait. Raises InputError where it is held no more."""
+        """Lets the next process take over without waiting for expiry. Raises InputError if the lease was lost."""
         self._write({"released": True})
 
-    def _write(self, change: dict[str, Any]) -> Lease:
+    def _write(self, state: dict[str, Any]) -> None:
         with self._lock:
-            check(self._store, self.lease)
-            self._me |= change
-            self._store.put(_key(self.lease.token), _bytes(self._me))
-            self.lease = Lease(self.lease.token, self._me["id"])
-            return self.lease
+            check_lease(self._store, self.lease)
+            self._store.put(f"{_key(self.lease.token)}.heartbeat", json.dumps(state).encode())
 
 
 @contextlib.contextmanager
-def acquire(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
-    """Holds the lease of what lies at a URL. Raises InputError where somebody else does.
+def acquire_lease(url: str, expiry_s: float = EXPIRY_S) -> Iterator[Holder]:
+    """Holds the lease of a run's URL within the context. Raises InputError if another process holds it.
 
-    A start after a holder that was killed waits for `expiry_s`; after one that ended by itself, a moment.
+    Waits up to `expiry_s` if the last holder was killed, and about a second if it released the lease.
     """
     store = open_store(url, _RETRY)
-    me = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beat": 0, "released": False}
-    holder = Holder(store, _take(store, me, expiry_s), me)
+    holder = Holder(store, _take(store, expiry_s))
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(holder, expiry_s, ended), daemon=True)
-    beating.start()
+    thread = threading.Thread(target=_send_heartbeats, args=(holder, expiry_s, ended), daemon=True)
+    thread.start()
     try:
         yield holder
     finally:
         ended.set()
-        beating.join()
-        with contextlib.suppress(StorageUnavailable, InputError):  # then the next start waits
+        thread.join()
+        with contextlib.suppress(StorageUnavailable, InputError):  # the next process then waits for expiry
             holder.release()
 
 
-def check(store: Store, lease: Lease) -> None:
-    """Raises InputError when another start has taken the lease over."""
-    if _highest(store) > lease.token or not _is_current_holder(store, lease):
-        raise InputError(f"{store.url}: another start has taken this run over; this one stops")
+def check_lease(store: Store, lease: Lease) -> None:
+    """Raises InputError if another process, or a later group of workers, has taken the lease over. One request."""
+    try:
+        holder = _parse(store.get(_key(lease.token))).get("id")
+    except NotFound:
+        holder = None
+    if holder != lease.holder:
+        raise _lost(store)
 
 
-def _take(store: Store, me: dict[str, Any], expiry_s: float) -> int:
+def _lost(store: Store) -> InputError:
+    return InputError(f"{store.url}: lease lost: another process now owns this run; stopping")
+
+
+def _take(store: Store, expiry_s: float) -> Lease:
     while True:
-        last = _highest(store)
+        last = _newest_token(store.list("lease/"))
         if last and not _is_free(store, last, expiry_s):
             raise InputError(
-                f"{store.url}: {_holder(store, last)} is writing this run; wait for its end or choose another --run"
+                f"{store.url}: {_describe_holder(store, last)} is writing this run; wait until it ends, or choose "
+                "another --run"
             )
-        if not store.create(_key(last + 1), _bytes(me)):
-            continue  # another start was quicker, and is found alive
-        # Others that were told the same at the same moment have written by then. Numbers below the highest are removed,
-        # so one that was very slow may have created one of these again.
-        time.sleep(min(1.0, expiry_s / BEATS_PER_EXPIRY))
-        if _highest(store) == last + 1 and _is_current_holder(store, Lease(last + 1, me["id"])):
-            for number in _numbers(store)[:-1]:
-                store.delete(_key(number))
-            return last + 1
+        lease = Lease(last + 1, uuid.uuid4().hex)
+        if not _create(store, lease):
+            continue  # another process was faster, and is found alive
+        time.sleep(min(1.0, expiry_s / HEARTBEATS_PER_EXPIRY))
+        with contextlib.suppress(InputError):  # another process created the same token after this one
+            check_lease(store, lease)
+            return lease
 
 
-def _is_current_holder(store: Store, lease: Lease) -> bool:
-    try:
-        return _read(store.get(_key(lease.token))).get("id") == lease.holder
-    except NotFound:
+def _create(store: Store, lease: Lease) -> bool:
+    """Creates the token and voids all lower ones. False if another process has created this token or a higher one."""
+    holder = {"id": lease.holder, "host": socket.gethostname(), "pid": os.getpid()}
+    if not store.create(_key(lease.token), json.dumps(holder).encode()):
         return False
+    keys = store.list("lease/")
+    if _newest_token(keys) > lease.token:  # this process was suspended before its create: the token was deleted by then
+        return False
+    store.delete(*(key for key in keys if key < _key(lease.token)))
+    return True
 
 
-def _is_free(store: Store, number: int, expiry_s: float) -> bool:
-    """Whether the holder has left, or gives no sign of life for as long as a lease lasts."""
+def _is_free(store: Store, token: int, expiry_s: float) -> bool:
+    """Whether the holder has released the lease, or sends no heartbeat until it expires."""
     try:
-        first = store.get(_key(number))
-        if _read(first).get("released"):
+        first = _state(store, token)
+        if first.get("released"):
             return True
-        print(
-            f"{store.url}: {_holder(store, number)} was writing this run; waiting {expiry_s:.0f} s for a sign of life",
-            flush=True,
-        )
+        holder = _describe_holder(store, token)
+        print(f"{store.url}: lease held by {holder}; waiting {expiry_s:.0f} s for its heartbeat to expire", flush=True)
         end = time.monotonic() + expiry_s
         while time.monotonic() < end:
-            time.sleep(min(1.0, expiry_s / BEATS_PER_EXPIRY))
-            now = store.get(_key(number))
+            time.sleep(min(1.0, expiry_s / HEARTBEATS_PER_EXPIRY))
+            now = _state(store, token)
             if now != first:
-                return bool(_read(now).get("released"))
-    except NotFound:  # removed by one who took the next number
+                return bool(now.get("released"))
+    except NotFound:  # deleted by a process that took over
         return False
     return True
 
 
-def _beat(holder: Holder, expiry_s: float, ended: threading.Event) -> None:
-    while not ended.wait(expiry_s / BEATS_PER_EXPIRY):
+def _state(store: Store, token: int) -> dict[str, Any]:
+    """The holder with its newest heartbeat. Raises NotFound if the token was deleted."""
+    state = _parse(store.get(_key(token)))
+    with contextlib.suppress(NotFound):  # none was sent yet
+        state |= _parse(store.get(f"{_key(token)}.heartbeat"))
+    return state
+
+
+def _send_heartbeats(holder: Holder, expiry_s: float, ended: threading.Event) -> None:
+    while not ended.wait(expiry_s / HEARTBEATS_PER_EXPIRY):
         try:
             holder.heartbeat()
-        except Exception as error:  # the next beat may succeed, and commits are checked anyway
-            _log.warning("lease not renewed: %s", error)
+        except Exception as error:  # the next heartbeat may succeed, and commits check the lease themselves
+            _log.warning("heartbeat failed: %s", error)
 
 
-def _holder(store: Store, number: int) -> str:
+def _describe_holder(store: Store, token: int) -> str:
     try:
-        holder = _read(store.get(_key(number)))
+        holder = _parse(store.get(_key(token)))
     except NotFound:
-        return "another start"
-    return f"a start on {holder.get('host')} (process {holder.get('pid')})"
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')}"
 
 
-def _highest(store: Store) -> int:
-    return max(_numbers(store), default=0)
+def _newest_token(keys: list[str]) -> int:
+    names = (key.removeprefix("lease/") for key in keys)
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def _numbers(store: Store) -> list[int]:
-    names = (key.removeprefix("lease/") for key in store.list("lease/"))
-    return sorted(int(name) for name in names if name.isdigit())
+def _key(token: int) -> str:
+    return f"lease/{token:06d}"
 
 
-def _key(number: int) -> str:
-    return f"lease/{number:06d}"
-
-
-def _bytes(content: dict[str, Any]) -> bytes:
-    return json.dumps(content).encode()
-
-
-def _read(data: bytes) -> dict[str, Any]:
+def _parse(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except ValueError:

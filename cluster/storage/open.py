@@ -1,4 +1,4 @@
-"""From a URL to its store: a folder, or a bucket with a prefix (s3://bucket/prefix)."""
+"""The store of a URL: a folder, or a bucket with a prefix (s3://bucket/prefix)."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,14 @@ from cluster.storage.folder import FolderStore
 
 
 def open_store(url: str | Path, retry: Retry | None = None) -> Store:
-    """The store of a URL. Nothing is contacted until the first call."""
+    """The store of a URL; makes no request. Raises InputError for other schemes."""
     url = str(url)
     if url.startswith("s3://"):
-        from cluster.storage.s3 import S3Store  # a folder needs no boto3, and a bare machine has none
+        from cluster.storage.s3 import S3Store  # boto3 may not be installed; folders do not need it
 
         return S3Store(url, retry or Retry())
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):  # pipe: and its like above all: no URL is ever a command
-        raise InputError(f"{url}: only folders and s3://bucket/prefix can be used")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):  # above all pipe: and the like: a URL must never run a command
+        raise InputError(f"{url}: unsupported scheme; expected a folder or s3://bucket/prefix")
     return FolderStore(url)
 
 

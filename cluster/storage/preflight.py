@@ -1,6 +1,6 @@
-"""Whether a machine answers, and reaches the places that a run depends on, before anything does.
+"""Checks that a node can read and write the URLs of a run, before the run starts.
 
-Nodes run these functions as tasks: what this module imports is what they wait for.
+Nodes run these functions as remote tasks, and first import what this module imports: keep it light.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ RETRY = Retry(limit_s=15.0, stall_s=10.0)
 
 @contextlib.contextmanager
 def marker(store: Store) -> Iterator[str]:
-    """The key of a small object that exists as long as the context."""
+    """Creates a small object, yields its key, and deletes it at the end."""
     key = f"preflight/{uuid.uuid4().hex}"
     store.put(key, key.encode())
     try:
@@ -26,30 +26,32 @@ def marker(store: Store) -> Iterator[str]:
 
 
 def read_and_write(url: str, key: str) -> None:
-    """Reads a marker that another machine left, and writes, lists, reads and removes one of its own.
+    """Reads another machine's marker; then writes, lists, reads and deletes one of its own.
 
-    Raises InputError or StorageUnavailable, naming the place.
+    Raises InputError or StorageUnavailable naming the URL.
     """
     store = open_store(url, RETRY)
     try:
         found = store.get(key)
     except NotFound:
-        raise InputError(f"{url}: what another machine wrote there is not to be seen") from None
+        raise InputError(
+            f"{url}: an object that another machine wrote is not visible here; use storage that all nodes share"
+        ) from None
     if found != key.encode():
-        raise InputError(f"{join(url, key)}: holds other bytes than were written")
+        raise InputError(f"{join(url, key)}: bytes differ from those that another machine wrote")
     with marker(store) as mine:
         if store.get(mine) != mine.encode() or mine not in store.list("preflight/"):
-            raise InputError(f"{join(url, mine)}: was written, but is not found again")
+            raise InputError(f"{join(url, mine)}: was written, but cannot be read back or listed")
 
 
 def ping() -> None:
-    """What a node is asked to do to see that it lives."""
+    """Does nothing: a node that runs it is alive."""
 
 
 def check_storage_access(readable: str, writable: str, key: str) -> str:
-    """What is wrong as seen from this machine, empty where nothing is.
+    """The error that this machine sees, or an empty string.
 
-    `readable` is the URL of an object; `writable` the root in which another machine left the marker `key`.
+    `readable` is the URL of an object; `writable` a root that holds another machine's marker under `key`.
     """
     try:
         parent, _, name = readable.rpartition("/")

@@ -11,8 +11,8 @@ from cluster import exporter
 from cluster.errors import InputError
 from cluster.storage import read_url
 from cluster.sync import COLLECTIVE_TIMEOUT_S
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 
 _flat = tyro.conf.arg(name="")
 

@@ -19,7 +19,7 @@ import torch
 
 from cluster.errors import DamagedError, InputError
 from deblur.config import randomness
-from deblur.config.recipe import DataRecipe
+from deblur.config.recipes import DataRecipe
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
 from deblur.data.pictures import Undecodable

@@ -10,7 +10,7 @@ from torch import nn
 from cluster.errors import InputError
 from cluster.storage import open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
-from deblur.config import recipe as recipes
+from deblur.config import recipes
 from deblur.models.build import build_generator
 from deblur.models.weights import refuse_other_tensors
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
 

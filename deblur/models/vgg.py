@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from deblur.config.recipe import FeatureName
+from deblur.config.recipes import FeatureName
 from deblur.models.weights import read_weights, torchvision_weights
 
 # Network, and how many of torchvision's `features` are taken.

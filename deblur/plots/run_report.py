@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from cluster.errors import InputError, NotFound
 from cluster.storage import join, open_store
-from deblur.config.recipe import flat
+from deblur.config.recipes import flat
 from deblur.data import pictures
 from deblur.plots.curves import PANELS, Metrics, Strip, detail_of, panel_svg, report_png
 from deblur.plots.html import render

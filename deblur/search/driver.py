@@ -8,10 +8,8 @@ from typing import Any, Literal
 from cluster.errors import InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, join
-from cluster.storage import lease as leases
-from cluster.storage.lease import Holder
-from deblur.config import cli as settings_of
-from deblur.config import recipe as recipes
+from cluster.storage.lease import Holder, acquire_lease
+from deblur.config import cli, recipes
 from deblur.config.cli import SharedSettings
 from deblur.data.dataset import Dataset
 from deblur.search import report as search_report
@@ -170,7 +168,7 @@ def tune(plan: Plan) -> Search:
         if settings.check:
             print("all is well; the same command without --check searches")
             return found
-        with leases.acquire(found.url) as holder:
+        with acquire_lease(found.url) as holder:
             found = _read(plan)  # a start before this one may have written until now
             _search(plan, found, holder, at_once)
     return found
@@ -240,7 +238,7 @@ def _search(plan: Plan, found: Search, holder: Holder, at_once: int) -> None:
 
 def run_trial(configuration: dict[str, Any], reporter: Any) -> None:
     """One trial, in a process of its own on the head: a training, which goes on where an earlier start of it was."""
-    settings = settings_of.from_plain(TrainSettings, configuration["settings"])
+    settings = cli.from_plain(TrainSettings, configuration["settings"])
     run = Run(settings.run_url)
     for metrics in _validations(run):
         reporter.report(metrics)
@@ -258,7 +256,7 @@ def _validations(run: Run) -> Iterator[dict[str, Any]]:
 
 def _configuration(plan: Plan, found: Search, trial: Trial) -> dict[str, Any]:
     """A trial as plain values: the search's settings, and its own run and recipe."""
-    shared = {name: value for name, value in settings_of.plain(plan.settings).items() if name in _SHARED}
+    shared = {name: value for name, value in cli.plain(plan.settings).items() if name in _SHARED}
     name = found.name_of(trial)
     own = {"run": f"{found.name}/{name}", "nodes": plan.settings.nodes_per_trial}
     own |= {"recipe": recipes.to_json(found.recipe_of(trial))}

@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from cluster.errors import InputError, NotFound
 from cluster.storage import Retry, join, open_store
-from cluster.storage import lease as leases
-from cluster.storage.lease import Holder
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe, flat
+from cluster.storage.lease import Holder, check_lease
+from deblur.config import recipes
+from deblur.config.recipes import Recipe, flat
 from deblur.search.space import Value, applied
 
 Metric = Literal["psnr", "ssim"]
@@ -106,7 +105,7 @@ class Search:
 
     def write(self, holder: Holder) -> None:
         """Writes search.json and best.json. Raises InputError where another start has taken the search over."""
-        leases.check(self.store, holder.lease)
+        check_lease(self.store, holder.lease)
         trials = [{"name": self.name_of(trial), **asdict(trial)} for trial in self.trials]
         self.store.put("search.json", _json({"search": self._settings, "trials": trials}))
         if best := self.best():

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 from cluster.errors import InputError
 from cluster.storage import read_url
 from deblur.config import randomness
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 
 Value = float | int | str | bool
 Values = Mapping[str, Value]

@@ -9,7 +9,7 @@ from cluster.storage.cache import Cache
 from cluster.storage.lease import Lease
 from cluster.sync import Intervals
 from deblur.config.cli import SharedSettings
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 from deblur.data.dataset import Dataset, open_dataset
 from deblur.models.vgg import Features, load_features
 

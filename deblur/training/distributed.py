@@ -9,7 +9,7 @@ from torch import nn
 
 from cluster.sync import Rank
 from deblur.config import randomness
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features

@@ -14,8 +14,7 @@ from cluster.errors import InputError
 from cluster.exporter import Metrics
 from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, preflight
-from cluster.storage import lease as leases
-from cluster.storage.lease import Holder
+from cluster.storage.lease import Holder, acquire_lease
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config.cli import Kind
 from deblur.data.dataset import Dataset, open_dataset
@@ -57,7 +56,7 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
     elif job.run.is_finished(job.config.total_images):
         print(f"{job.run.url}: has already seen its {job.config.total_images:,} images; nothing to do", flush=True)
     else:
-        with leases.acquire(job.run.url) as holder:
+        with acquire_lease(job.run.url) as holder:
             job.run.begin(job.config.recipe, job.origin)
             _start(settings, job, holder, placement or settings.placement, callbacks)
     return job.run

@@ -11,7 +11,7 @@ from cluster.errors import Diverged, InputError
 from cluster.exporter import Metrics
 from cluster.sync import Rank, StepScheduler, Sync
 from deblur.config import randomness
-from deblur.config.recipe import Recipe
+from deblur.config.recipes import Recipe
 from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.data.shards import Index

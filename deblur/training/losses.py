@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deblur.config.recipe import Objective
+from deblur.config.recipes import Objective
 
 
 def content_distance(restored_features: Tensor, sharp_features: Tensor) -> Tensor:

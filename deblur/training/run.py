@@ -23,12 +23,11 @@ import numpy as np
 from cluster import exporter
 from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Retry, join, open_store
-from cluster.storage import lease as leases
 from cluster.storage.checkpoints import Checkpoints
-from cluster.storage.lease import Lease
+from cluster.storage.lease import Lease, check_lease
 from cluster.sync import ClusterState, Rank, Sync
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.data import pictures
 from deblur.training.config import WorkerConfig
 
@@ -76,7 +75,7 @@ class Run:
 
     def _check_lease(self) -> None:
         if self.lease is not None:
-            leases.check(self.store, self.lease)
+            check_lease(self.store, self.lease)
 
     # ---- what the driver does
 

@@ -1,6 +1,6 @@
 """Learning rates as a function of images_seen, so that no batch size or node count moves them."""
 
-from deblur.config.recipe import AdamRecipe
+from deblur.config.recipes import AdamRecipe
 
 
 def learning_rates(adam: AdamRecipe, images_seen: int, total_images: int) -> tuple[float, float]:

@@ -9,8 +9,8 @@ import torch
 from cluster.errors import InputError
 from cluster.storage.checkpoints import Checkpoint
 from cluster.sync import Rank, Sync
-from deblur.config import recipe as recipes
-from deblur.config.recipe import Recipe
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.training.run import Run
 from deblur.training.update import Updater
 
@@ -33,11 +33,12 @@ def warm_up(updater: Updater, recipe: Recipe, share: int, device: torch.device) 
 
 def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Rank) -> int:
     """Loads the newest checkpoint that verifies, or the fresh state; returns images_seen."""
-    checkpoint: Checkpoint | None = sync.broadcast_from_rank0(run.checkpoints.resume)
+    found = run.checkpoints.resume() if rank.rank == 0 else None
+    checkpoint: Checkpoint | None = sync.broadcast_from_rank0(lambda: found and found[0])
     if checkpoint is None:
         updater.load(fresh)
         return 0
-    data = run.checkpoints.load_part(checkpoint, "state.pt")
+    data = found[1]["state.pt"] if found else run.checkpoints.load_part(checkpoint, "state.pt")
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=rank.device)
         updater.load(state["updater"])

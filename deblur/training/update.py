@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deblur.config.recipe import LossRecipe, Recipe
+from deblur.config.recipes import LossRecipe, Recipe
 from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features
 from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty

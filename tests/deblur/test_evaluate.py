@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cluster.errors import InputError
 from cluster.storage import open_store
 from deblur import evaluate as command
-from deblur.config import recipe as recipes
-from deblur.config.recipe import GeneratorRecipe, Recipe
+from deblur.config import recipes
+from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.data.sample_set import blurred_photographs
 from deblur.evaluate import Settings

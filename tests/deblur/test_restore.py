@@ -17,8 +17,8 @@ from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
 from deblur import restore
-from deblur.config import recipe as recipes
-from deblur.config.recipe import GeneratorRecipe, Recipe
+from deblur.config import recipes
+from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference.bulk import Photo, plan, restore_file
 from deblur.inference.generator import load_model
@@ -181,7 +181,7 @@ def test_a_damaged_generator_is_named_and_refused(tmp_path: Path, caplog: pytest
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(InputError, match="holds no checkpoint that is whole"):
         load_model(str(tmp_path), CPU)
-    assert "000000000008/generator.safetensors: its bytes are not those that were saved" in caplog.text
+    assert "000000000008/generator.safetensors: sha256 differs" in caplog.text
 
 
 def test_another_architecture_is_refused_with_the_first_tensor_that_differs(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import ray
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur.config import cli as settings_of
+from deblur.config import cli
 from deblur.config.cli import SharedSettings
 from deblur.data.shards import Index, read_index, write_index
 from deblur.search import tpe
@@ -134,7 +134,7 @@ def test_trials_differ_in_what_is_varied_and_in_nothing_else(data: str, tmp_path
     plan = prepared(data, tmp_path, "--search", "s", "--keep", "1", "--nodes-per-trial", "2", "--check")
     found = Search(str(tmp_path / "s"), plan.settings.recipe, "psnr", {})
     made = [_configuration(plan, found, Trial(number=n, values=plan.values_of(n, []))) for n in range(4)]
-    settings = [settings_of.from_plain(TrainSettings, one["settings"]) for one in made]
+    settings = [cli.from_plain(TrainSettings, one["settings"]) for one in made]
     assert [one.run for one in settings] == [f"s/s-00{n}" for n in range(4)]
     assert [one["name"] for one in made] == [f"s-00{n}" for n in range(4)]
     recipe = settings[0].recipe

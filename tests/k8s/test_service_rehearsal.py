@@ -19,8 +19,8 @@ import torch
 
 from cluster.local import LocalCluster, Settings, free_port
 from cluster.storage import open_store
-from deblur.config import recipe as recipes
-from deblur.config.recipe import GeneratorRecipe
+from deblur.config import recipes
+from deblur.config.recipes import GeneratorRecipe
 from deblur.models.build import build_generator
 from tests.clusters import ISOLATED, isolated_cluster
 from tests.datasets import picture

@@ -1,4 +1,4 @@
-"""The cache of a node: the bytes of the store, bounded, shared, and never in the way."""
+"""The disk cache: the bytes of the store, bounded, shared by ranks, and never the cause of a failure."""
 
 import itertools
 import os
@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.storage import cache as caches
 from cluster.storage.cache import Cache
 from cluster.storage.folder import FolderStore
 
@@ -20,7 +19,7 @@ SIZE = 1234
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr("cluster.storage.cache.CHUNK_BYTES", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
     return store
 
 
-def held(folder: Path) -> int:
+def cached_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "chunks").glob("*"))
 
 
@@ -46,27 +45,27 @@ def test_any_ranges_equal_those_of_the_store_and_the_limit_holds(
     for key, start, length in reads:
         end = min(SIZE, start + length)
         assert cache.get(key, start, end) == store.get(key, start, end)
-        assert held(folder) <= limit
+        assert cached_bytes(folder) <= limit
 
 
-def test_what_is_held_is_not_asked_for_again_also_by_another_rank(store: FolderStore, tmp_path: Path) -> None:
+def test_cached_chunks_are_not_fetched_again_by_any_rank(store: FolderStore, tmp_path: Path) -> None:
     assert len(Cache(store, tmp_path, 10**6, "v").get("a", 0, SIZE)) == SIZE
     before = store.traffic.read_bytes
     assert Cache(store, tmp_path, 10**6, "v").get("a", 50, SIZE) == store.get("a", 50, SIZE)
-    assert store.traffic.read_bytes - before == SIZE - 50, "the test's own reading"
+    assert store.traffic.read_bytes - before == SIZE - 50, "the test's own read"
 
 
-def test_another_version_of_the_dataset_is_another_object(store: FolderStore, tmp_path: Path) -> None:
+def test_chunks_of_another_dataset_version_are_not_used(store: FolderStore, tmp_path: Path) -> None:
     old = Cache(store, tmp_path, 10**6, "old").get("b", 0, SIZE)
     store.put("b", bytes(SIZE))
     assert Cache(store, tmp_path, 10**6, "old").get("b", 0, SIZE) == old
     assert Cache(store, tmp_path, 10**6, "new").get("b", 0, SIZE) == bytes(SIZE)
 
 
-def test_a_part_of_an_epoch_is_still_held_when_the_limit_is_smaller_than_the_dataset(
+def test_some_chunks_survive_an_epoch_when_the_limit_is_smaller_than_the_dataset(
     store: FolderStore, tmp_path: Path
 ) -> None:
-    """Going round and round: forgetting the oldest would never find anything."""
+    """LRU eviction would never hit."""
     cache = Cache(store, tmp_path, 20 * CHUNK, "v")
     for _ in range(4):
         for key in "abc":
@@ -77,7 +76,7 @@ def test_a_part_of_an_epoch_is_still_held_when_the_limit_is_smaller_than_the_dat
     assert store.traffic.read_bytes - before < 3 * SIZE
 
 
-def test_a_disk_that_is_full_costs_speed_alone_and_is_said_once(
+def test_a_full_disk_is_logged_once_and_costs_only_speed(
     store: FolderStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = Cache(store, tmp_path / "cache", 10**6, "v")
@@ -87,7 +86,7 @@ def test_a_disk_that_is_full_costs_speed_alone_and_is_said_once(
     assert caplog.text.count("No space left on device") == 1
 
 
-def test_what_a_killed_writer_left_is_never_read_and_makes_room(store: FolderStore, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_writer_are_not_read_and_are_evicted(store: FolderStore, tmp_path: Path) -> None:
     cache = Cache(store, tmp_path, 3 * CHUNK, "v")
     cache.get("a", 0, CHUNK)
     (chunk,) = (tmp_path / "chunks").iterdir()
@@ -95,10 +94,10 @@ def test_what_a_killed_writer_left_is_never_read_and_makes_room(store: FolderSto
     chunk.with_suffix(".0123.partial").write_bytes(b"half")
     for start in range(0, 10 * CHUNK, CHUNK):
         assert cache.get("a", start, start + CHUNK) == store.get("a", start, start + CHUNK)
-    assert held(tmp_path) <= 3 * CHUNK
+    assert cached_bytes(tmp_path) <= 3 * CHUNK
 
 
-def test_what_else_lies_in_the_folder_is_left_alone(store: FolderStore, tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_kept(store: FolderStore, tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_bytes(bytes(9 * CHUNK))
     cache = Cache(store, tmp_path, 2 * CHUNK, "v")
     for start in range(0, 10 * CHUNK, CHUNK):
@@ -106,7 +105,7 @@ def test_what_else_lies_in_the_folder_is_left_alone(store: FolderStore, tmp_path
     assert (tmp_path / "thesis.doc").stat().st_size == 9 * CHUNK
 
 
-def test_ranks_that_share_it_do_not_disturb_each_other(store: FolderStore, tmp_path: Path) -> None:
+def test_ranks_can_share_the_cache(store: FolderStore, tmp_path: Path) -> None:
     wanted = {key: store.get(key) for key in "abc"}
     turns = itertools.count()
 

@@ -1,12 +1,15 @@
 """Commit order, verification and retention, on folders and buckets."""
 
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from cluster.errors import DamagedError
+from cluster.errors import DamagedError, StorageUnavailable
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
+from cluster.storage.lease import acquire_lease, check_lease
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -22,27 +25,25 @@ def saved(store: Store, *images: int, keep: int = 9, scores: dict[int, float] | 
     return checkpoints
 
 
-def test_the_newest_comes_back_with_its_bytes(store: Store) -> None:
+def test_the_newest_is_loaded_with_its_parts(store: Store) -> None:
     found = saved(store, 8, 1000, 24).newest()
     assert found is not None
     assert found[0].images_seen == 1000
     assert found[1] == {"state.pt": b"state 1000", "other": b"o"}
 
 
-def test_there_is_none_before_the_first(store: Store) -> None:
+def test_an_empty_store_has_no_checkpoint(store: Store) -> None:
     assert Checkpoints(store).newest() is None
 
 
-def test_one_without_a_manifest_is_none(store: Store) -> None:
+def test_parts_without_a_manifest_are_no_checkpoint(store: Store) -> None:
     checkpoints = saved(store, 8, 16)
     store.delete("checkpoints/000000000016/manifest.json")
     assert [c.images_seen for c in checkpoints.list()] == [8]
 
 
 @pytest.mark.parametrize("damage", [b"state 17", b"", b"state 16 and more"])
-def test_a_damaged_newest_is_passed_over_and_named(
-    store: Store, damage: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_newest_is_skipped_and_logged(store: Store, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = saved(store, 8, 16)
     store.put("checkpoints/000000000016/state.pt", damage)
     found = checkpoints.newest()
@@ -51,34 +52,32 @@ def test_a_damaged_newest_is_passed_over_and_named(
     assert "000000000016/state.pt" in caplog.text
 
 
-def test_a_part_of_a_damaged_newest_is_taken_from_the_one_before(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_part_is_taken_from_the_previous_checkpoint(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = saved(store, 8, 16)
     store.put("checkpoints/000000000016/state.pt", b"state 17")
     assert checkpoints.newest_part("state.pt") == b"state 8"
-    assert caplog.text.count("checkpoint refused, the one before is used") == 1
+    assert caplog.text.count("damaged checkpoint") == 1
     assert checkpoints.newest_part("other") == b"o"
 
 
-def test_what_an_upload_that_was_killed_left_is_removed_by_the_next(store: Store) -> None:
+def test_the_next_save_deletes_what_a_killed_upload_left(store: Store) -> None:
     saved(store, 8)
     store.put("checkpoints/000000000012/state.pt", b"half of a checkpoint")
-    store.put("checkpoints/000000000099/state.pt", b"of another writer, who may still be at it")
+    store.put("checkpoints/000000000099/state.pt", b"of a later upload, which may still be running")
     saved(store, 16)
     folders = {key.split("/")[1] for key in store.list("checkpoints/")}
     assert folders == {"000000000008", "000000000016", "000000000099"}
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_one_is_no_longer_among_the_newest_when_the_run_goes_on(store: Store, keep: int) -> None:
-    """Else what is saved after it, at fewer images, would be the oldest and removed at once."""
+def test_a_damaged_one_no_longer_counts_among_the_newest_after_resume(store: Store, keep: int) -> None:
+    """Otherwise the next save, at fewer images, would be the oldest and deleted at once."""
     saved(store, 200, 400, keep=2)
     store.put("checkpoints/000000000400/state.pt", b"damaged")
     writer = Checkpoints(store, keep)
     found = writer.resume()
     assert found is not None
-    assert found.images_seen == 200
+    assert found[0].images_seen == 200
     for n in (250, 300):
         writer.save(n, {"state.pt": b"x"})
     writer.wait()
@@ -87,10 +86,10 @@ def test_a_damaged_one_is_no_longer_among_the_newest_when_the_run_goes_on(store:
     assert newest[0].images_seen == 300
     writer.save(500, {"state.pt": b"y"})
     writer.wait()
-    assert not [key for key in store.list() if "000000000400" in key], "its parts go with the next that is newer"
+    assert not [key for key in store.list() if "000000000400" in key], "its parts are deleted by the next newer save"
 
 
-def test_a_missing_part_is_passed_over(store: Store) -> None:
+def test_a_checkpoint_with_a_missing_part_is_skipped(store: Store) -> None:
     checkpoints = saved(store, 8, 16)
     store.delete("checkpoints/000000000016/other")
     found = checkpoints.newest()
@@ -98,7 +97,7 @@ def test_a_missing_part_is_passed_over(store: Store) -> None:
     assert found[0].images_seen == 8
 
 
-def test_an_unreadable_manifest_is_passed_over(store: Store) -> None:
+def test_an_unreadable_manifest_is_skipped(store: Store) -> None:
     checkpoints = saved(store, 8, 16)
     store.put("checkpoints/000000000016/manifest.json", b'{"images_seen": 16, ')
     assert [c.images_seen for c in checkpoints.list()] == [8]
@@ -114,7 +113,8 @@ def test_a_failed_upload_is_raised_at_the_next_call(tmp_path: Path) -> None:
     class Full:
         url = "full"
 
-        def delete(self, key: str) -> None: ...
+        def list(self, prefix: str = "") -> list[str]:
+            return []
 
         def put(self, key: str, data: bytes) -> None:
             raise OSError("disk full")
@@ -127,8 +127,8 @@ def test_a_failed_upload_is_raised_at_the_next_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writes", range(4))
-def test_dying_at_any_write_leaves_the_one_before(tmp_path: Path, writes: int) -> None:
-    """Three writes make a checkpoint (two parts and a manifest): whichever is the last, a start finds a whole one."""
+def test_a_save_killed_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path, writes: int) -> None:
+    """A save is three writes, two parts and a manifest."""
     store = open_store(tmp_path)
     saved(store, 8)
     left, put = writes, store.put
@@ -150,6 +150,82 @@ def test_dying_at_any_write_leaves_the_one_before(tmp_path: Path, writes: int) -
     found = Checkpoints(open_store(tmp_path)).newest()
     assert found is not None
     assert found[0].images_seen == (16 if writes == 3 else 8)
+
+
+class Counting:
+    """A store that records its requests."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.requests = store, list[tuple[str, ...]]()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+
+        def recorded(*arguments: Any) -> Any:
+            self.requests.append((name, *(argument for argument in arguments if isinstance(argument, str))))
+            return value(*arguments)
+
+        return recorded if callable(value) else value
+
+
+def test_a_save_makes_seven_requests(store: Store) -> None:
+    """The parts, the manifest, the lease before each change and commit, and retention."""
+    parts = {"recipe.json": b"{}", "generator.safetensors": b"g", "state.pt": b"s"}
+    counting: Any = Counting(store)
+    with acquire_lease(store.url) as holder:
+        checkpoints = Checkpoints(counting, keep=2, may_commit=lambda: check_lease(counting, holder.lease))
+        for images_seen in (8, 16, 24, 32):
+            checkpoints.wait()
+            counting.requests.clear()
+            checkpoints.save(images_seen, parts)
+        checkpoints.wait()
+    names = [name for name, *_ in counting.requests]
+    assert names == ["get", "put", "put", "put", "get", "put", "delete"]
+    assert counting.requests[-1][1].endswith("000000000016/manifest.json"), "manifests are deleted first"
+    assert [c.images_seen for c in checkpoints.list()] == [24, 32]
+
+
+def test_resume_reads_each_part_once(store: Store) -> None:
+    saved(store, 8, 16)
+    counting: Any = Counting(store)
+    found = Checkpoints(counting).resume()
+    assert found is not None
+    assert found[1] == {"state.pt": b"state 16", "other": b"o"}
+    newest = "checkpoints/000000000016"
+    assert sorted(counting.requests) == [
+        ("get", "checkpoints/000000000008/manifest.json"),
+        ("get", f"{newest}/manifest.json"),
+        ("get", f"{newest}/other"),
+        ("get", f"{newest}/state.pt"),
+        ("list", "checkpoints/"),
+    ]
+
+
+def test_a_save_over_a_committed_checkpoint_deletes_its_manifest_first(store: Store) -> None:
+    """The old manifest must not vouch for new bytes, also when this process wrote it."""
+    counting: Any = Counting(store)
+    checkpoints = Checkpoints(counting)
+    for state in (b"old", b"new"):
+        checkpoints.save(8, {"state.pt": state})
+        checkpoints.wait()
+    changes = [request for request in counting.requests if request[0] != "list"]
+    folder = "checkpoints/000000000008"
+    put = [("put", f"{folder}/state.pt"), ("put", f"{folder}/manifest.json")]
+    assert changes == [*put, ("delete", f"{folder}/manifest.json"), *put]
+
+
+def test_a_failed_upload_is_deleted_by_the_next_save_of_the_same_process(store: Store) -> None:
+    failing: Any = Counting(store)
+    checkpoints = Checkpoints(failing)
+    failing.put = mock.Mock(side_effect=[store.put("checkpoints/000000000008/state.pt", b"8"), StorageUnavailable])
+    checkpoints.save(8, {"state.pt": b"8", "other": b"o"})
+    with pytest.raises(StorageUnavailable):
+        checkpoints.wait()
+    del failing.put
+    checkpoints.save(16, {"state.pt": b"16"})
+    checkpoints.wait()
+    assert {key.split("/")[1] for key in store.list("checkpoints/")} == {"000000000016"}
+    assert checkpoints.uploads.failures == checkpoints.uploads.committed == 1
 
 
 def test_a_part_is_verified_when_it_is_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Store, Traffic, join, open_store
 from cluster.storage.cache import Cache
 from deblur.config import randomness
-from deblur.config.recipe import DataRecipe
+from deblur.config.recipes import DataRecipe
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, Batch, Crop, batches, pairs_of

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.storage import lease as leases
-from cluster.storage.lease import Lease
-from deblur.config import recipe as recipes
+from cluster.storage.lease import Lease, acquire_lease
+from deblur.config import recipes
 from deblur.search.record import Search, Trial
 from deblur.search.table import counts, table
 from deblur.train import parse
@@ -36,7 +35,7 @@ def search(folder: Path, *trials: Trial, **settings: Any) -> Search:
 
 
 def written(made: Search) -> Search:
-    with leases.acquire(made.url, expiry_s=0.1) as holder:
+    with acquire_lease(made.url, expiry_s=0.1) as holder:
         made.write(holder)
     return made
 
@@ -120,7 +119,7 @@ def test_a_record_that_is_none_is_refused_and_kept(tmp_path: Path, text: str) ->
 
 def test_only_who_holds_the_search_writes_it(tmp_path: Path) -> None:
     made = search(tmp_path, trial(0, "finished", 25.0))
-    with leases.acquire(made.url, expiry_s=0.1) as holder:
+    with acquire_lease(made.url, expiry_s=0.1) as holder:
         holder.lease = Lease(holder.lease.token, "somebody before")
         with pytest.raises(InputError, match="another start has taken"):
             made.write(holder)

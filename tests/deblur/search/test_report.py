@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from deblur.config import recipe as recipes
+from deblur.config import recipes
 from deblur.search import report as search_report
 from deblur.search.importance import ENOUGH
 from deblur.search.record import Search, Trial

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import InputError
-from deblur.config import recipe as recipes
-from deblur.config.recipe import CriticRecipe, LossRecipe
+from deblur.config import recipes
+from deblur.config.recipes import CriticRecipe, LossRecipe
 from deblur.search.space import (
     PARAMETERS,
     Choices,

@@ -20,7 +20,7 @@ import torch
 from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
-from deblur.config.recipe import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
+from deblur.config.recipes import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
 from deblur.data.loader import Batch, batches
 from deblur.data.shards import read_index
 from deblur.training import loop

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deblur.config.recipe import Objective
+from deblur.config.recipes import Objective
 from deblur.models.critic import PatchCritic
 from deblur.models.generator import ResNetGenerator
 from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import InputError
-from deblur.config import recipe as recipes
-from deblur.config.recipe import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
+from deblur.config import recipes
+from deblur.config.recipes import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
