@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class Ways:
         updater = build(self.recipe, self.features, Rank())
         if way == "alone":
             return updater
-        updater.scale = self.rank.num_ranks / self.recipe.data.batch_size
+        scale = self.rank.num_ranks / self.recipe.data.batch_size
+        updater.context = replace(updater.context, scale=scale)
         bucket = {"one_bucket": {"bucket_cap_mb": 1 << 20}, "small_buckets": {"bucket_cap_mb": 5}}.get(way, {})
         wrap = partial(nn.parallel.DistributedDataParallel, gradient_as_bucket_view=way != "copied", **bucket)
         updater.generator = wrap(updater.generator)

@@ -1,4 +1,4 @@
-"""The networks of a run: built for its device and its number of ranks."""
+"""The networks of a run, built for its device and its world size."""
 
 import logging
 from contextlib import nullcontext
@@ -13,45 +13,47 @@ from deblur.config.recipes import Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features
-from deblur.training.update import Autocast, Updater
+from deblur.training.update import Autocast, StepContext, Updater
 
 _log = logging.getLogger(__name__)
 
 
 def build(recipe: Recipe, features: Features, rank: Rank) -> Updater:
-    """Networks with the recipe's fresh weights, the same on every rank, wrapped for as many ranks as there are."""
+    """Networks with the recipe's fresh weights, the same on every rank, wrapped in DDP if there are several."""
     with torch.random.fork_rng():
         torch.manual_seed(randomness.weights_seed(recipe.seed))
         generator, critic = build_generator(recipe).to(rank.device), build_critic(recipe).to(rank.device)
     if in_bfloat16(recipe, rank.device) and min(recipe.generator.filters, recipe.critic.filters) >= 32:
-        # The faster order there; the slower one in float32, and for fewer channels (benchmarks/README.md).
+        # Faster in bfloat16; slower in float32 and for fewer channels (benchmarks/README.md).
         for network in (generator, critic, features):
             network.to(memory_format=torch.channels_last)
-    scale = rank.num_ranks / recipe.data.batch_size
     generator, critic = (distributed(network, rank) for network in (generator, critic))
-    return Updater(generator, critic, features, recipe, scale, autocast_for(recipe, rank.device))
+    context = StepContext(recipe.loss, rank.num_ranks / recipe.data.batch_size, autocast_for(recipe, rank.device))
+    return Updater(generator, critic, features, recipe.adam, context)
 
 
 def distributed(network: nn.Module, rank: Rank) -> nn.Module:
-    """The network in DistributedDataParallel where there are other ranks, with BatchNorm over all of them on GPUs."""
+    """The network in DistributedDataParallel if there are several ranks, with SyncBatchNorm on GPUs."""
     if rank.num_ranks == 1:
         return network
     if has_batch_norm(network):
         if rank.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         elif rank.rank == 0:
-            _log.warning("BatchNorm on CPUs: each rank normalises by its own images, so results depend on the ranks")
+            _log.warning(
+                "BatchNorm on CPUs: each rank normalises over its own images, so results depend on the world size"
+            )
     devices = [rank.device] if rank.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
 
 
 def autocast_for(recipe: Recipe, device: torch.device) -> Autocast:
-    """What forwards run in."""
+    """The context of forwards."""
     return partial(torch.autocast, device.type, dtype=torch.bfloat16) if in_bfloat16(recipe, device) else nullcontext
 
 
 def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the recipe says so, or says auto and the hardware multiplies it natively."""
+    """Whether the recipe asks for it, or asks for auto and the hardware multiplies bfloat16 natively."""
     return recipe.precision == "bfloat16" or (recipe.precision == "auto" and _multiplies_bfloat16(device))
 
 

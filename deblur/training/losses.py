@@ -1,6 +1,6 @@
-"""What critic and generator play for, per image: plain functions of scores, features and pictures.
+"""The loss terms of critic and generator, per image: plain functions of scores, features and pictures.
 
-A higher score says sharper. Every function returns [B], unweighted; weights and means over the batch are the caller's.
+A higher score means sharper. Every function returns [B], unweighted; weights and means over the batch are the caller's.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from deblur.models.build import build_critic, build_generator
 from deblur.models.vgg import load_features
 from deblur.training import distributed as networks
 from deblur.training.distributed import distributed
-from deblur.training.update import TERMS, Autocast, Updater, critic_step, generator_step
+from deblur.training.update import TERMS, Autocast, StepContext, Updater, critic_step, generator_step
 from tests.ranks import run_ranks
 
 CROP = 32
@@ -36,12 +36,16 @@ def small(batch_size: int = 4, **loss: object) -> Recipe:
     )
 
 
+def context_of(recipe: Recipe, num_ranks: int = 1) -> StepContext:
+    return StepContext(recipe.loss, num_ranks / recipe.data.batch_size)
+
+
 def updater_of(recipe: Recipe, rank: Rank, dtype: torch.dtype) -> Updater:
     torch.manual_seed(5)
     made = [build(recipe).to(dtype) for build in (build_generator, build_critic)]
     features = load_features(recipe.loss.features, "random", None).to(dtype)
     generator, critic = (distributed(network, rank) for network in made)
-    return Updater(generator, critic, features, recipe, rank.num_ranks / recipe.data.batch_size)
+    return Updater(generator, critic, features, recipe.adam, context_of(recipe, rank.num_ranks))
 
 
 def batch_of(recipe: Recipe, update: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +163,7 @@ def make_updates_on_gpu(rank: Rank, recipe: Recipe) -> dict[str, Tensor]:
     made = [build(recipe).double().to(device) for build in (build_generator, build_critic)]
     features = load_features(recipe.loss.features, "random", None).double().to(device)
     generator, critic = (distributed(network, rank) for network in made)
-    updater = Updater(generator, critic, features, recipe, rank.num_ranks / recipe.data.batch_size)
+    updater = Updater(generator, critic, features, recipe.adam, context_of(recipe, rank.num_ranks))
     lanes = list(lanes_of(rank.rank, rank.num_ranks, recipe.data.batch_size))
     for update in range(3):
         blurred, sharp, mixes = (t.to(device) for t in batch_of(recipe, update, torch.float64))
@@ -194,7 +198,7 @@ def parts(recipe: Recipe) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tens
 def test_a_critic_step_gives_gradients_to_the_critic_alone() -> None:
     recipe = small()
     generator, critic, _, blurred, sharp, mixes = parts(recipe)
-    critic_step(critic, recipe.loss, sharp, generator(blurred).detach(), mixes[0], 0.25)
+    critic_step(critic, sharp, generator(blurred).detach(), mixes[0], context_of(recipe))
     assert all(p.grad is not None for p in critic.parameters())
     assert all(p.grad is None for p in generator.parameters())
 
@@ -202,7 +206,7 @@ def test_a_critic_step_gives_gradients_to_the_critic_alone() -> None:
 def test_the_generator_step_gives_gradients_to_the_generator_alone() -> None:
     recipe = small()
     generator, critic, features, blurred, sharp, _ = parts(recipe)
-    generator_step(critic, recipe.loss, sharp, generator(blurred), features, 0.25)
+    generator_step(critic, features, sharp, generator(blurred), context_of(recipe))
     assert all(p.grad is not None for p in generator.parameters())
     assert all(p.grad is None for p in [*critic.parameters(), *features.parameters()])
     assert all(p.requires_grad for p in critic.parameters()), "the next critic step needs them again"
@@ -216,7 +220,7 @@ def test_the_generators_gradient_is_that_of_the_written_formula() -> None:
     content = ((features(restored) - features(sharp)) ** 2).mean()
     loss = 100 * content - 0.5 * critic(restored).mean() + 2 * (restored - sharp).abs().mean()
     expected = torch.autograd.grad(loss, list(generator.parameters()))
-    generator_step(critic, recipe.loss, sharp, generator(blurred), features, 1 / 4)
+    generator_step(critic, features, sharp, generator(blurred), context_of(recipe))
     for parameter, gradient in zip(generator.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
 
@@ -288,7 +292,7 @@ def written_critic_gradient(recipe: Recipe, critic: nn.Module, *pictures: Tensor
 
 def critic_gradient(recipe: Recipe, critic: nn.Module, *pictures: Tensor, **autocast: Autocast) -> Tensor:
     """What a critic step leaves in the weights: [all weights]."""
-    critic_step(critic, recipe.loss, *pictures, 1 / recipe.data.batch_size, **autocast)
+    critic_step(critic, *pictures, replace(context_of(recipe), **autocast))
     return torch.cat([parameter.grad.flatten() for parameter in critic.parameters()])
 
 
@@ -308,7 +312,7 @@ def test_in_bfloat16_gradients_point_where_those_of_float64_do(updates: int) -> 
     """
     recipe = replace(small(), critic=CriticRecipe(filters=16), adam=AdamRecipe(critic_lr=1e-3))
     updater = updater_of(recipe, Rank(), torch.float32)
-    updater.autocast = bfloat16
+    updater.context = replace(updater.context, autocast=bfloat16)
     for update in range(updates):
         updater.update(*batch_of(recipe, update, torch.float32))
     blurred, sharp, mixes = batch_of(recipe, updates, torch.float32)
@@ -327,7 +331,7 @@ def bfloat16() -> AbstractContextManager:
 def test_in_bfloat16_the_weights_stay_float32_and_the_terms_are_near() -> None:
     recipe = small()
     rough, exact = (updater_of(recipe, Rank(), torch.float32) for _ in range(2))
-    rough.autocast = bfloat16
+    rough.context = replace(rough.context, autocast=bfloat16)
     batch = batch_of(recipe, 0, torch.float32)
     rough_terms, exact_terms = rough.update(*batch), exact.update(*batch)
     assert all(p.dtype is torch.float32 for p in [*rough.generator.parameters(), *rough.critic.parameters()])
@@ -342,6 +346,6 @@ def test_sharp_and_restored_pass_the_critic_together_but_where_its_norm_is_of_th
         seen: list[int] = []
         critic.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0])))
         restored = generator(blurred).detach()
-        terms = critic_step(critic, recipe.loss, sharp, restored, mixes[0], 0.25)
+        terms = critic_step(critic, sharp, restored, mixes[0], context_of(recipe))
         assert seen == expected
         assert torch.allclose(terms.restored_score, critic(restored).flatten(1).mean(1), atol=1e-6)
