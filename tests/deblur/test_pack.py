@@ -208,7 +208,7 @@ def test_a_bucket_gets_the_bytes_of_a_folder(gopro: Path, tmp_path: Path, bucket
 def test_the_summary_says_whether_gopro_is_whole(gopro: Path, tmp_path: Path) -> None:
     text = summary(packed(gopro, tmp_path / "out", blur="blur"))
     assert "train: 8 samples" in text
-    assert "NOT the whole GOPRO_Large, which has 2,103 train, 1,111 test pairs" in text
+    assert "NOT the complete GOPRO_Large, which has 2,103 train, 1,111 test pairs" in text
 
 
 def test_the_held_out_photograph_is_in_no_other_split() -> None:
@@ -263,7 +263,7 @@ def test_a_folder_without_pictures_is_refused_with_the_layouts(tmp_path: Path) -
 def test_a_picture_without_its_partner_is_refused_with_both_names(gopro: Path, tmp_path: Path, side: str) -> None:
     other = {"blur": "sharp", "sharp": "blur"}[side]
     (gopro / "train" / "GOPR02_00_00" / other / "000001.png").unlink()
-    missing = rf"GOPR02_00_00/{side}/000001\.png: has no partner .*GOPR02_00_00/{other}/000001\.png"
+    missing = rf"GOPR02_00_00/{side}/000001\.png: has no counterpart .*GOPR02_00_00/{other}/000001\.png"
     refused(missing, gopro, tmp_path / "out", blur="blur")
 
 
