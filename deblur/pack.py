@@ -1,11 +1,8 @@
 """Packs pictures into shards: python -m deblur.pack SOURCE --out FOLDER_OR_S3
 
-SOURCE is a GOPRO tree, a folder with A/ (blurred) and B/ (sharp), a folder of sharp photographs, which are blurred
-here, or the word samples for the photographs that come with scikit-image. Stopped at any moment, the same command
-starts again and leaves the same bytes.
+SOURCE is a GOPRO tree, a folder with A/ (blurred) and B/ (sharp), a folder of sharp photographs, to which motion blur
+is added, or `samples` for scikit-image's photographs. Deterministic; an interrupted command can be run again.
 """
-
-import sys
 
 import tyro
 
@@ -15,8 +12,7 @@ from deblur.data.packing import PackSettings, pack, summary
 
 def main() -> None:
     with one_line_errors():
-        settings = tyro.cli(PackSettings, description=__doc__, prog="python -m deblur.pack", args=sys.argv[1:])
-        print(summary(pack(settings)))
+        print(summary(pack(tyro.cli(PackSettings, description=__doc__, prog="python -m deblur.pack"))))
 
 
 if __name__ == "__main__":

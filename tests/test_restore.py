@@ -1,4 +1,4 @@
-"""A bucket restored over a cluster whose driver, worker and node die: every picture is there, once, and right."""
+"""A bucket is restored on a cluster whose driver, worker and node are killed: every output exists, once, correct."""
 
 import io
 import os
@@ -30,7 +30,7 @@ COUNT = 60
 
 
 def write_inputs(store: Store) -> dict[str, bytes]:
-    """Photographs by name, and one that is none."""
+    """Photographs by name, and one broken file."""
     made = {f"{nth % 3}/{nth:03d}.png": pictures.encode_png(picture(nth, *SIZES[nth % 4])) for nth in range(COUNT)}
     for name, data in made.items():
         store.put(name, data)
@@ -51,7 +51,7 @@ def log_at_the_end(client: JobSubmissionClient, job: str) -> str:
 
 
 def compare(out: Store, sent: dict[str, bytes], model: Path) -> None:
-    """Every photograph is there, and what this process makes of it but for a level."""
+    """Every output exists, and differs from this process's result by at most one level."""
     generator = load_model(str(model), CPU)
     assert {key for key in out.list() if key.endswith(".png")} == set(sent)
     for name, data in sent.items():
@@ -61,12 +61,12 @@ def compare(out: Store, sent: dict[str, bytes], model: Path) -> None:
 
 
 def workers(cluster: LocalCluster) -> list[int]:
-    """The processes that restore now, on any node."""
+    """PIDs of the workers on all nodes."""
     found = []
     for process in find_processes(cluster.name):
         try:
             command = Path(f"/proc/{process}/cmdline").read_bytes()
-        except OSError:  # ended meanwhile
+        except OSError:  # exited
             continue
         if command.startswith(b"ray::_do"):
             found.append(process)
@@ -75,7 +75,9 @@ def workers(cluster: LocalCluster) -> list[int]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_a_bucket_is_restored_once_whatever_dies(s3_server: dict[str, str], bucket: str, service_model: Path) -> None:
+def test_a_bucket_is_restored_once_despite_killed_processes(
+    s3_server: dict[str, str], bucket: str, service_model: Path
+) -> None:
     s3 = boto3.session.Session().client("s3")
     inputs, out = open_store(join(bucket, "in")), open_store(join(bucket, "out"))
     sent = write_inputs(inputs)
@@ -102,7 +104,7 @@ def test_a_bucket_is_restored_once_whatever_dies(s3_server: dict[str, str], buck
         until(lambda: len(done()) >= 5, client, job)
         client.stop_job(job)
         log_at_the_end(client, job)
-        while workers(cluster):  # they end with the driver, not before it
+        while workers(cluster):  # they exit after the driver
             time.sleep(0.05)
         before = written()
         assert 5 < len(before) < COUNT  # restored-by.json among them
@@ -117,12 +119,12 @@ def test_a_bucket_is_restored_once_whatever_dies(s3_server: dict[str, str], buck
         print(log)
         assert client.get_job_status(job) == "FAILED"  # as one picture could not be restored
 
-        # Once more: there is nothing to do but the broken one.
+        # Once more: only the broken one is left.
         all_written = written()
         job = client.submit_job(entrypoint=command.replace("--nodes 2", "--nodes 1"), runtime_env=environment)
         again = log_at_the_end(client, job)
         assert f"0 of {COUNT + 1} photographs restored" in again
-        assert f"{COUNT} were there" in again
+        assert f"{COUNT} already existed" in again
 
     assert log.splitlines()[-1].startswith(f"{inputs.url}/1/broken.png: not a picture")
     assert f"{COUNT + 1 - len(before)} of {COUNT + 1} photographs restored" in log

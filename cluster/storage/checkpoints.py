@@ -177,6 +177,7 @@ class Checkpoints:
         self._uncommitted |= keys
         for name, data in parts.items():
             self._store.put(f"{folder}/{name}", data)
+        files: dict[str, dict[str, str | int]]
         files = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in parts.items()}
         checkpoint = Checkpoint(images_seen, score, files, committed_at=time.time())
         self._may_commit()

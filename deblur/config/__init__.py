@@ -1,4 +1,4 @@
-"""Recipes, flags, and the seeds of every random draw.
+"""Recipes, flags, and the seeds of all random draws.
 
 May import cluster.
 """

@@ -1,4 +1,4 @@
-"""What a training and a search are both told: where data and runs are, how ranks work; and how flags are read."""
+"""Settings that training and search share, and how flags become settings."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,38 +19,38 @@ _flat = tyro.conf.arg(name="")
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSettings:
-    """The recipe's own fields can be set by flags, too."""
+    """Every field of the recipe has a flag, too."""
 
     data: str | None = None
-    """Root of the dataset, a folder or s3://bucket/prefix [env DEBLUR_DATA; else the sample photographs]."""
+    """Root of the dataset, a folder or s3://bucket/prefix [env DEBLUR_DATA; default: the sample photographs]."""
     runs: str | None = None
-    """Root of all runs, likewise [env DEBLUR_RUNS; else runs]."""
+    """Root of all runs, a folder or s3://bucket/prefix [env DEBLUR_RUNS; default: runs]."""
     ranks_per_node: int | None = None
-    """Another number of ranks per node."""
+    """Ranks per node; default: one per GPU, or one per node without GPUs."""
     threads: int = 2
-    """Threads per rank that decode pictures."""
+    """Decoder threads per rank."""
     vgg_weights: str | None = None
-    """File or s3:// URL of VGG weights; else torchvision's are downloaded."""
+    """File or s3:// URL of VGG weights; default: download torchvision's."""
     validate_images: int | None = None
-    """Validate each time so many images were seen; else once per epoch, and at most 100 times."""
+    """Images between validations; default: one epoch, or more so that there are at most 100."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints."""
     keep: int = 2
-    """Newest checkpoints that are kept, beside the best."""
+    """Number of newest checkpoints to keep, in addition to the best."""
     wait_s: float = 600.0
-    """Seconds to wait for nodes that are not there, or no longer."""
+    """Seconds to wait for missing or lost nodes."""
     storage_wait_s: float = 300.0
-    """Seconds that training waits for storage that does not answer, before the run ends."""
+    """Seconds to retry unavailable storage before the run fails."""
     cache_dir: str | None = None
-    """Folder on each node's disk for shards that were read, so that later epochs need no network."""
+    """Folder on each node's disk that caches shards, so that later epochs need no network."""
     cache_gb: float = 50.0
-    """How many gigabytes it may hold."""
+    """Maximum size of the cache in gigabytes."""
     max_bad_share: float = 0.01
-    """Share of samples that may fail to decode before the run ends; the one before takes the place of each."""
+    """Fraction of samples that may fail to decode before the run fails; each is replaced by the previous one."""
     metrics_port: int = 9170
-    """Port of the driver's metrics; each rank of a node takes one of the next, for Prometheus. 0: none are served."""
+    """Port of the driver's Prometheus metrics; the ranks of a node take the following ports. 0 disables metrics."""
     check: bool = False
-    """Do everything short of training: read and write from every node, and say what would run."""
+    """Validate everything without training: access to storage from every node, data and settings."""
     recipe: Annotated[Recipe, _flat] = field(default_factory=recipes.paper)
 
     def __post_init__(self) -> None:
@@ -58,15 +58,15 @@ class SharedSettings:
             self.at_least_one(name)
         if not 0 <= self.storage_wait_s <= COLLECTIVE_TIMEOUT_S / 2:
             raise InputError(
-                f"--storage-wait-s is {self.storage_wait_s}; ranks take one for dead that is silent for "
-                f"{COLLECTIVE_TIMEOUT_S} s, so it must lie between 0 and {COLLECTIVE_TIMEOUT_S // 2}"
+                f"--storage-wait-s is {self.storage_wait_s}; it must lie between 0 and {COLLECTIVE_TIMEOUT_S // 2}, "
+                f"well below the collective timeout of {COLLECTIVE_TIMEOUT_S} s"
             )
         exporter.check_port(self.metrics_port)
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
 
     def at_least_one(self, name: str) -> None:
-        """Raises InputError where a field is a number below 1."""
+        """Raises InputError if a field is a number below 1."""
         value = getattr(self, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -76,32 +76,32 @@ Kind = TypeVar("Kind", bound=SharedSettings)
 
 
 def parse(kind: type[Kind], arguments: Sequence[str], program: str, description: str) -> Kind:
-    """Settings from flags. `--recipe` chooses the preset or file whose fields the other flags then change."""
+    """Settings from flags. `--recipe` selects a preset or file; the other flags override its fields."""
     name, arguments = _take_flag(arguments, "--recipe")
     chosen = _chosen_recipe(name or "paper")
     return tyro.cli(
         kind,
         args=arguments,
         default=kind(recipe=chosen),
-        description=f"{description}\n--recipe {'|'.join(recipes.PRESETS)}|FILE chooses the defaults of what is learned "
+        description=f"{description}\n--recipe {'|'.join(recipes.PRESETS)}|FILE sets the defaults of the recipe's flags "
         f"(now: {chosen.name}).",
         prog=program,
     )
 
 
 def plain(settings: SharedSettings) -> dict[str, Any]:
-    """Settings as plain values: no class travels to the workers, and no secret is among them."""
+    """Settings as plain values, for the workers; they contain no secrets."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     return values | {"recipe": recipes.to_json(settings.recipe)}
 
 
 def from_plain(kind: type[Kind], values: dict[str, Any]) -> Kind:
-    """The settings that `plain` made plain."""
+    """The inverse of `plain`."""
     return kind(**values | {"recipe": recipes.from_json(values["recipe"], "the driver")})
 
 
 def _take_flag(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of one flag, and the arguments without it."""
+    """The value of a flag, and the arguments without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value")
     known, rest = parser.parse_known_args(arguments)
@@ -109,7 +109,7 @@ def _take_flag(arguments: Sequence[str], flag: str) -> tuple[str | None, list[st
 
 
 def _chosen_recipe(name: str) -> Recipe:
-    """A preset by name, or the recipe in a file or object. Raises InputError naming the presets."""
+    """A preset by name, or the recipe of a file or s3:// URL. Raises InputError naming the presets."""
     if name in recipes.PRESETS:
         return recipes.PRESETS[name]()
     if name.endswith(".json"):

@@ -1,14 +1,14 @@
-"""Keys of every random draw. Nothing else in a run is random, so there is no generator state to save.
+"""Seeds of all random draws. Nothing else in a run is random, so there is no generator state to save.
 
-A draw depends on what it is for and on where in the data it happens, never on which rank or process makes it
-(dropout excepted: its masks are drawn on the device, rank by rank).
+A draw depends on its purpose and its position in the data, never on the rank or process that makes it (except
+dropout: its masks are drawn on each rank's device).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# One number for each purpose keeps their streams apart.
+# A different number per purpose makes their streams independent.
 _WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER, _TRIAL, _SAMPLER = range(7)
 
 
@@ -27,7 +27,7 @@ def augmentation(seed: int, epoch: int, position: int) -> np.random.Generator:
 
 
 def mix(seed: int, epoch: int, position: int, critic_updates: int) -> np.ndarray:
-    """float32 [critic_updates] in [0, 1): the penalty's mix of one image, for each critic step."""
+    """float32 [critic_updates] in [0, 1): interpolation weights of one image, for the gradient penalty of each step."""
     return _stream(_MIX, seed, epoch, position).random(critic_updates, dtype=np.float32)
 
 
@@ -37,16 +37,16 @@ def dropout_seed(seed: int, images_seen: int, rank: int) -> int:
 
 
 def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int]) -> tuple[list[int], int]:
-    """(a permutation of the shards, the sample of that order at which the epoch begins)."""
+    """(a permutation of the shards, the position in that order at which the epoch begins)."""
     stream = _stream(_ORDER, seed, epoch)
     return stream.permutation(len(shard_sizes)).tolist(), int(stream.integers(sum(shard_sizes)))
 
 
 def trial(seed: int, number: int, parameter: int) -> float:
-    """In [0, 1): where in its range a parameter of a trial of a search lies."""
+    """In [0, 1): the position in its range of one parameter of a search's trial."""
     return float(_stream(_TRIAL, seed, number, parameter).random())
 
 
 def sampler_seed(seed: int, number: int) -> int:
-    """Seed of a sampler that is asked for one trial of a search."""
+    """Seed of the sampler for one trial of a search."""
     return int(_stream(_SAMPLER, seed, number).integers(2**32))

@@ -1,7 +1,7 @@
-"""What is learned and how: frozen settings, checked when built, and the three presets.
+"""Recipes: all hyperparameters of a run, validated when built, and three presets.
 
-A recipe says all that the result depends on but the data (known by its digest) and rounding. Where the run takes place
-(nodes, ports, folders) is no part of it. Saved with every checkpoint and compared when a run goes on.
+The result of a run depends on its recipe, its data (identified by a digest) and rounding, and on nothing else: nodes,
+ports and folders are not part of it. Saved with every checkpoint, and compared when a run is resumed.
 """
 
 import dataclasses
@@ -14,36 +14,36 @@ from cluster.errors import InputError
 
 try:
     import tyro
-except ModuleNotFoundError:  # a bare machine with torch: recipes without a command line
+except ModuleNotFoundError:  # tyro is only needed for the command line
     _FLAT = None
 else:
     _FLAT = tyro.conf.arg(name="")  # --batch-size, not --data.batch-size
 
 
 def _formerly(flag: str) -> object:
-    """An option that had another name until version 0.2, which still works."""
+    """Keeps the name that a flag had before version 0.2 as an alias."""
     return None if _FLAT is None else tyro.conf.arg(aliases=[flag])
 
 
-# Fields by the names that recipes of version 0.1 have for them.
+# New names of fields in recipes of version 0.1.
 RENAMED = {"generator_rate": "generator_lr", "critic_rate": "critic_lr", "decay_from": "lr_decay_start"}
 Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
 FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
-MAX_CRITIC_UPDATES = 64  # a critic that steps more often than this per generator step is a typing error
+MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipe:
     architecture: Literal["resnet", "unet"] = "resnet"
-    """ResNet of DeblurGAN and of the article, or the U-Net of pix2pix."""
+    """ResNet as in DeblurGAN and the article, or the U-Net of pix2pix."""
     filters: int = 64
-    """Filters of the first layer; deeper ones have multiples of it."""
+    """Filters of the first layer; deeper layers have multiples of it."""
     blocks: int = 9
-    """Residual blocks (ResNet alone)."""
+    """Residual blocks (ResNet only)."""
     norm: Literal["instance", "batch", "none"] = "instance"
-    """Normalisation after each convolution; none is no source's, but learns fastest in small networks."""
+    """Normalisation after each convolution; none is in neither source, but learns fastest in small networks."""
     dropout: float = 0.5
-    """Share of activations dropped in training; 0 for none."""
+    """Fraction of activations dropped in training."""
     upsampling: Literal["transposed", "resize"] = "transposed"
     """Transposed convolution as in the sources, or resize and convolve (no checkerboard)."""
     output: Literal["clamp", "mean"] = "clamp"
@@ -53,7 +53,7 @@ class GeneratorRecipe:
         _at_least("generator.filters", self.filters, 1)
         _at_least("generator.blocks", self.blocks, 1)
         if not 0 <= self.dropout < 1:
-            raise InputError(f"generator.dropout is {self.dropout}; it must be in [0, 1)")
+            raise InputError(f"generator.dropout is {self.dropout}; expected a value in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class CriticRecipe:
     layers: int = 3
     """Downsamplings of the PatchGAN; 3 sees 70x70 pixels."""
     norm: Literal["instance", "batch", "none"] = "instance"
-    """Normalisation after each convolution but the first."""
+    """Normalisation after each convolution except the first."""
 
     def __post_init__(self) -> None:
         _at_least("critic.filters", self.filters, 1)
@@ -75,30 +75,32 @@ class CriticRecipe:
 @dataclass(frozen=True, kw_only=True)
 class LossRecipe:
     objective: Objective = "wgan-gp"
-    """What the critic and the generator play for."""
+    """Adversarial objective."""
     critic_updates: int = 5
-    """Critic steps per update, all on the update's one batch and one restoration."""
+    """Critic steps per update, all on the same batch and the same restored pictures."""
     content_weight: float = 100.0
     """Weight of the distance between VGG features."""
     features: FeatureName = "vgg19-conv3_3"
-    """Layer whose activations are compared."""
+    """VGG layer whose activations are compared."""
     feature_weights: Literal["pretrained", "random"] = "pretrained"
-    """ImageNet weights (see --vgg-weights), or fixed random ones for work without them."""
+    """ImageNet weights (see --vgg-weights), or fixed random ones that need no download."""
     pixel_weight: float = 0.0
-    """Weight of the mean absolute difference of pixels; neither source has it."""
+    """Weight of the mean absolute error of pixels; in neither source."""
     adversarial_weight: float = 1.0
-    """Weight of the critic's judgement in the generator's loss."""
+    """Weight of the critic's score in the generator's loss."""
     penalty_weight: float = 10.0
-    """Weight of the gradient penalty (wgan-gp alone)."""
+    """Weight of the gradient penalty (wgan-gp only)."""
 
     def __post_init__(self) -> None:
         _at_least("critic_updates", self.critic_updates, 1)
         if self.critic_updates > MAX_CRITIC_UPDATES:
-            raise InputError(f"critic_updates is {self.critic_updates}; at most {MAX_CRITIC_UPDATES} make sense")
+            raise InputError(f"critic_updates is {self.critic_updates}; the maximum is {MAX_CRITIC_UPDATES}")
         for name in ("content_weight", "pixel_weight", "adversarial_weight", "penalty_weight"):
             _at_least(name, getattr(self, name), 0)
         if self.content_weight == self.pixel_weight == 0:
-            raise InputError("content_weight and pixel_weight are both 0: nothing ties restored pictures to sharp ones")
+            raise InputError(
+                "content_weight and pixel_weight are both 0: no loss compares with the sharp picture; raise one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,37 +110,37 @@ class AdamRecipe:
     critic_lr: Annotated[float, _formerly("--critic-rate")] = 1e-4
     """Learning rate of the critic."""
     beta1: float = 0.5
-    """Decay of the mean of gradients."""
+    """Adam's decay rate of the first moment."""
     beta2: float = 0.999
-    """Decay of the mean of squared gradients."""
+    """Adam's decay rate of the second moment."""
     lr_decay_start: Annotated[float, _formerly("--decay-from")] = 0.5
-    """Share of the run after which both rates fall linearly to 0; 1 keeps them constant."""
+    """Fraction of the run after which both learning rates fall linearly to 0; 1 keeps them constant."""
 
     def __post_init__(self) -> None:
         for name in ("generator_lr", "critic_lr"):
             if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be in (0, 1)")
+                raise InputError(f"{name} is {getattr(self, name)}; expected a value in (0, 1)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+                raise InputError(f"{name} is {getattr(self, name)}; expected a value in [0, 1)")
         if not 0 <= self.lr_decay_start <= 1:
-            raise InputError(f"lr_decay_start is {self.lr_decay_start}; it is a share of the run, in [0, 1]")
+            raise InputError(f"lr_decay_start is {self.lr_decay_start}; expected a fraction of the run in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     batch_size: int = 16
-    """Images per update, over all ranks together."""
+    """Images per update, summed over all ranks."""
     crop: int = 256
-    """Side in pixels of the square that is cut from each pair."""
+    """Side in pixels of the square crop from each pair."""
     flip: bool = True
-    """Mirror half of the crops left to right."""
+    """Flip half of the crops horizontally."""
     rotate: bool = False
-    """Turn crops by a random multiple of 90 degrees."""
+    """Rotate crops by random multiples of 90 degrees."""
     epochs: int = 300
-    """Length of the run in passes over the training split."""
+    """Length of the run in epochs."""
     images: int | None = None
-    """Length of the run in images instead (rounded up to whole updates)."""
+    """Length of the run in images instead, rounded up to whole updates."""
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
@@ -151,11 +153,11 @@ class DataRecipe:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     name: str = "paper"
-    """What a run of this recipe is called unless --run says otherwise."""
+    """Prefix of the default run name."""
     seed: int = 0
-    """Root of every random draw."""
+    """Seed of all random draws."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of convolutions; auto is bfloat16 where the hardware multiplies it natively."""
+    """Of convolutions; auto is bfloat16 on hardware that supports it natively."""
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     critic: CriticRecipe = field(default_factory=CriticRecipe)
     loss: Annotated[LossRecipe, _FLAT] = field(default_factory=LossRecipe)
@@ -171,19 +173,19 @@ class Recipe:
             )
         if self.critic.architecture == "dense" and self.loss.objective == "vanilla":
             raise InputError(
-                "objective vanilla with --critic.architecture dense: it takes unbounded scores, and the dense critic "
-                "ends in a sigmoid; choose --objective wasserstein or --critic.architecture patch"
+                "objective vanilla with --critic.architecture dense: needs unbounded scores, but the dense critic ends "
+                "in a sigmoid; choose --objective wasserstein or --critic.architecture patch"
             )
         smallest = 32 if self.critic.architecture == "dense" else 3 * 2**self.critic.layers
         if self.data.crop < smallest:
-            raise InputError(f"--crop {self.data.crop} is too small for the critic, which needs {smallest} or more")
+            raise InputError(f"--crop {self.data.crop} is too small for the critic; choose {smallest} or more")
 
 
 def blog() -> Recipe:
     """The Keras article 'GAN on Keras: an app that removes blur'.
 
-    Its critic sees the pictures of a batch in one step for sharp and one for restored ones; here both are one step.
-    Its pictures are squashed to 256x256; here they are cropped, which keeps the blur's shape.
+    Its critic takes one step on sharp and one on restored pictures; here both are one step. Its pictures are resized
+    to 256x256, which distorts the blur; here they are cropped.
     """
     return Recipe(
         name="blog",
@@ -198,17 +200,17 @@ def blog() -> Recipe:
 def paper() -> Recipe:
     """DeblurGAN (arXiv:1711.07064, section 5): the defaults above.
 
-    The batch is 16 where the paper has 1 (`--batch-size 1` is the paper to the letter, on one rank). Its code draws one
-    mix per batch and takes the penalty's norm over channels; here both follow arXiv:1704.00028.
+    Batches of 16, where the paper has 1 (`--batch-size 1` reproduces it, on one rank). The paper's code draws one
+    interpolation per batch and takes the penalty's norm over channels; here both follow arXiv:1704.00028.
     """
     return Recipe()
 
 
 def demo() -> Recipe:
-    """Minutes on two cores, without downloads: small networks, small crops, random features, and a pixel term.
+    """Minutes on two cores, without downloads: small networks and crops, random features, and a pixel loss.
 
-    Random features of VGG's first layer see edges but know no pictures; the pixel term carries most of the gain. In
-    so few updates no normalisation beats InstanceNorm, which hides from the generator how much contrast there is.
+    Random features of VGG's first layer respond to edges only; most of the gain comes from the pixel loss. In so few
+    updates no normalisation beats InstanceNorm, which removes the contrast from the generator's view.
     """
     return Recipe(
         name="demo",
@@ -231,22 +233,23 @@ PRESETS: dict[str, Callable[[], Recipe]] = {"blog": blog, "paper": paper, "demo"
 
 
 def to_json(recipe: Recipe) -> str:
-    """A recipe as JSON text; equal recipes give equal text."""
+    """JSON text of a recipe; equal recipes give equal text."""
     return json.dumps(dataclasses.asdict(recipe), indent=2, sort_keys=True)
 
 
 def from_json(text: str | bytes, place: str) -> Recipe:
-    """The recipe that `to_json` wrote, or that stands as `recipe` in what a search found best.
+    """The recipe from `to_json`'s text, or from the `recipe` field of a search's best.json.
 
-    Raises InputError naming the place and the field.
+    Raises InputError naming `place`, where the text is from, and the field.
     """
     try:
         values = json.loads(text)
-        return _build(Recipe, values.get("recipe", values) if isinstance(values, dict) else values, place)
+        recipe: Recipe = _build(Recipe, values.get("recipe", values) if isinstance(values, dict) else values, place)
+        return recipe
     except (ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{place}: not a recipe: {error}") from error
+        raise InputError(f"{place}: not a recipe ({error})") from error
 
 
 def difference(old: Recipe, new: Recipe) -> list[str]:
@@ -257,7 +260,7 @@ def difference(old: Recipe, new: Recipe) -> list[str]:
 
 def _build(kind: type, values: Any, place: str) -> Any:
     if not isinstance(values, Mapping):
-        raise InputError(f"{place}: {kind.__name__} must be a JSON object, not {values!r}")
+        raise InputError(f"{place}: {kind.__name__} expected a JSON object, not {values!r}")
     hints = get_type_hints(kind)
     values = {RENAMED.get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(hints))
@@ -282,6 +285,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _at_least(name: str, value: float, smallest: float) -> None:
     if not value >= smallest:
         raise InputError(f"{name} is {value}; it must be at least {smallest}")
-
-
-FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]

@@ -1,4 +1,4 @@
-"""Pairs of blurred and sharp pictures: from folders to shards (packing), from shards to batches (loading).
+"""Pairs of blurred and sharp pictures: folders to shards (packing), shards to batches (loading).
 
 May import deblur.config and cluster.
 """

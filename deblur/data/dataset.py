@@ -1,4 +1,4 @@
-"""A dataset: where its shards are, and what its index says of them."""
+"""A packed dataset: its index, and access to its shards."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from deblur.data.shards import Index, Sample, Shard, read_index
 
 @dataclass(frozen=True)
 class Dataset:
-    """The root of a dataset, what its index says, and where its shards are kept on this node."""
+    """A dataset's store, its index, and optionally this node's disk cache of its shards."""
 
     store: Store
     index: Index
@@ -21,7 +21,7 @@ class Dataset:
         return (self.cache or self.store).get(shard.name, start, end)
 
     def read_again(self, shard: Shard, sample: Sample) -> bytes:
-        """A sample's slice from the store itself, after bytes that were wrong."""
+        """A sample's slice from the store, bypassing the cache, after its bytes were wrong."""
         start, end = sample.offset, sample.offset + sample.length
         if self.cache:
             self.cache.forget(shard.name, start, end)
@@ -29,9 +29,9 @@ class Dataset:
 
 
 def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
-    """The dataset at a root. Raises InputError where there is none, or none to train on."""
+    """The dataset at a URL. Raises InputError if there is none, or if its training split is empty."""
     store = open_store(url, retry)
     index = read_index(store)
     if not index.splits["train"].num_samples:
-        raise InputError(f"{store.url}: its training split is empty; pack it again")
+        raise InputError(f"{store.url}: the training split is empty; pack it again")
     return Dataset(store, index)

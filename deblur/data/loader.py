@@ -1,9 +1,7 @@
-"""From shards to batches: stream, decode, crop, collate; in threads, ahead of need.
+"""From shards to batches: decode, crop and collate, in threads, ahead of need. stream.py fetches the bytes.
 
-Threads and not processes: reading waits for the network and PNG decoding releases the interpreter, so nothing is
-forked, no shared memory fills up, and one process holds all that a rank knows.
-
-Where the bytes come from is stream.py's matter.
+Threads rather than processes: reading waits for the network and PNG decoding releases the GIL, so nothing is forked and
+no shared memory is needed.
 """
 
 import contextlib
@@ -35,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 
 class BadSamples:
-    """Samples whose bytes are right and do not decode: counted, each named once, and limited.
+    """Counts, logs once each, and limits the samples that do not decode although their bytes are right.
 
-    `max_share` is their share of the samples that were used, or of one epoch while it is the first.
+    `max_share` is the allowed fraction of the images used so far, or of one epoch during the first.
     """
 
     def __init__(self, max_share: float, num_samples: int) -> None:
@@ -47,28 +45,28 @@ class BadSamples:
         self._lock = threading.Lock()
 
     def add(self, place: str, error: Undecodable) -> None:
-        """One more use of a sample that does not decode."""
+        """Counts one use of a sample that does not decode."""
         with self._lock:
             self.count += 1
             known = place in self._named
             self._named.add(place)
         if not known:
-            _log.warning("sample left out: %s", error)
+            _log.warning("bad sample skipped: %s", error)
 
     def check(self, count: int, images: int) -> None:
-        """Raises InputError where `count` bad ones, of all ranks, are too many among so many images."""
+        """Raises InputError if `count` bad samples, summed over ranks, are too many for this number of images."""
         allowed = self._max_share * max(images, self._num_samples)
         if count > allowed:
             raise InputError(
-                f"{count} samples did not decode, more than the share of {self._max_share:g} (--max-bad-share) of "
-                f"{max(images, self._num_samples):,}; the log names them (here {', '.join(sorted(self._named)[:3])}); "
-                "mend them and pack the dataset again"
+                f"{count} samples did not decode, more than --max-bad-share {self._max_share:g} of "
+                f"{max(images, self._num_samples):,}; replace them (see the log: "
+                f"{', '.join(sorted(self._named)[:3])}) and pack the dataset again"
             )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of one update.
+    """One rank's part of a global batch.
 
     blurred, sharp  uint8 [b, 3, crop, crop]  RGB, on the CPU
     positions       b positions in the epoch's canonical order
@@ -83,13 +81,13 @@ class Batch:
 def batches(
     dataset: Dataset, plan: Plan, lanes: range, data: DataRecipe, images_seen: int, threads: int, bad: BadSamples
 ) -> Generator[Batch, None, None]:
-    """The endless stream of a rank's batches from images_seen on.
+    """An endless stream of a rank's batches, starting at images_seen.
 
-    A sample that does not decode is counted in `bad`, and its place taken by the good one before it in its lane.
-    Raises DamagedError (bytes unlike the index, twice), naming shard and key, and InputError when too many are bad.
+    A sample that does not decode is counted in `bad` and replaced by the previous good one of its lane. Raises
+    DamagedError naming shard and key (bytes differ from the index, twice), and InputError if too many are bad.
     """
     loader = _Loader(dataset, dataset.index.splits["train"], plan, data, bad)
-    # Fetching and decoding have pools of their own: a decoder waits for its bytes, and must not hold the last thread.
+    # Two pools: decoders wait for fetchers, and must not occupy all threads.
     with ThreadPoolExecutor(max(4, 2 * threads)) as fetchers, ThreadPoolExecutor(threads) as decoders:
         try:
             pending: deque[tuple[int, list[int], list[Future[Pair]]]] = deque()
@@ -102,14 +100,14 @@ def batches(
                 if len(pending) > UPDATES_AHEAD:
                     yield _collate(*pending.popleft())
         finally:
-            # The consumer left: what was read ahead is not worth waiting for.
+            # The consumer stopped: do not wait for what was read ahead.
             decoders.shutdown(wait=False, cancel_futures=True)
             fetchers.shutdown(wait=False, cancel_futures=True)
 
 
 def _collate(epoch: int, positions: list[int], pairs: list[Future[Pair]]) -> Batch:
     blurred, sharp = (np.stack(side) for side in zip(*(p.result() for p in pairs), strict=True))
-    # Contiguous, for the order of bytes would stay with the floats and choose another convolution.
+    # Contiguous: otherwise the floats would inherit channels_last, and torch would choose another convolution.
     return Batch(
         epoch, tuple(positions), *(torch.from_numpy(s).permute(0, 3, 1, 2).contiguous() for s in (blurred, sharp))
     )
@@ -124,49 +122,48 @@ class _Loader:
     bad: BadSamples
 
     def crop(self, part: Slice, epoch: int, position: int) -> Pair:
-        """One pair, cut to [crop, crop, 3]."""
+        """One pair, cropped to [crop, crop, 3]."""
         try:
             return self._cut(part.shard, part.sample, epoch, position, part.block.result()[part.nth])
         except Undecodable as error:
             self.bad.add(f"{part.shard.name}: {part.sample.key}", error)
-            # What other ranks count is known at the next report, but more than is allowed to all is too much here.
+            # Other ranks' counts are added at the next report, but this rank alone must not exceed the limit either.
             self.bad.check(self.bad.count, 0)
-            return self._stand_in(epoch, position)
+            return self._replacement(epoch, position)
 
     def _cut(self, shard: Shard, sample: Sample, epoch: int, position: int, data: memoryview | None = None) -> Pair:
-        """A sample's crop at a position. Raises Undecodable where there is none."""
+        """The crop of a sample at a position. Raises Undecodable."""
         blurred, sharp = read_files(self.dataset, shard, sample, data)
         (blurred_size, size) = (pictures.open_picture(*file).size for file in (blurred, sharp))
         if blurred_size != size or min(size) < self.data.crop:
             raise Undecodable(
-                f"{self.dataset.store.url}/{shard.name}: {sample.key}: {size[0]}x{size[1]} (blurred "
-                f"{blurred_size[0]}x{blurred_size[1]}) does not hold a crop of {self.data.crop}"
+                f"{self.dataset.store.url}/{shard.name}: {sample.key}: sharp {size[0]}x{size[1]} and blurred "
+                f"{blurred_size[0]}x{blurred_size[1]} must be of one size, at least --crop {self.data.crop}"
             )
         crop = Crop.draw(*size, self.data, randomness.augmentation(self.plan.seed, epoch, position))
-        return crop.turned(pictures.decode(*blurred, crop.box)), crop.turned(pictures.decode(*sharp, crop.box))
+        return crop.apply(pictures.decode(*blurred, crop.box)), crop.apply(pictures.decode(*sharp, crop.box))
 
-    def _stand_in(self, epoch: int, position: int) -> Pair:
-        """What takes a bad sample's place: the good one before it in its lane, or behind it where none is before.
+    def _replacement(self, epoch: int, position: int) -> Pair:
+        """The replacement of a bad sample: the previous good one of its lane, or the next if there is none.
 
-        Found by the plan alone, so it is the same for any number of ranks and after any restart.
+        Determined by the plan alone, so it is the same for any number of ranks and after any restart.
         """
         lane, update = divmod(position, self.plan.updates_per_epoch)
         for other in (*range(update - 1, -1, -1), *range(update + 1, self.plan.updates_per_epoch)):
             shard, nth = self.plan.sample(epoch, self.plan.position(lane, other))
-            with contextlib.suppress(Undecodable):  # counted on its own turn
+            with contextlib.suppress(Undecodable):  # counted when its turn comes
                 return self._cut(self.split.shards[shard], self.split.shards[shard].samples[nth], epoch, position)
-        raise InputError(f"{self.dataset.store.url}: no sample of a whole lane decodes; pack the dataset again")
+        raise InputError(f"{self.dataset.store.url}: no sample of a lane decodes; pack the dataset again")
 
 
 def read_files(dataset: Dataset, shard: Shard, sample: Sample, data: memoryview | None = None) -> tuple[File, File]:
-    """The blurred and the sharp PNG, from the sample's slice where that was read already, each with its name.
+    """The blurred and the sharp PNG with their names, from `data` if the sample's slice was read already.
 
-    Bytes unlike the index are read once more. Raises DamagedError (unlike the index again), naming shard and key.
+    If the bytes differ from the index they are read again; raises DamagedError naming shard and key if they still do.
     """
-    if data is None:
-        data = dataset.read(shard, sample.offset, sample.offset + sample.length)
+    found = dataset.read(shard, sample.offset, sample.offset + sample.length) if data is None else data
     try:
-        blurred, sharp, _ = unpack(data, shard.name, sample)
+        blurred, sharp, _ = unpack(found, shard.name, sample)
     except DamagedError:
         blurred, sharp, _ = unpack(dataset.read_again(shard, sample), shard.name, sample)
     place = f"{dataset.store.url}/{shard.name}: {sample.key}"
@@ -176,9 +173,9 @@ def read_files(dataset: Dataset, shard: Shard, sample: Sample, data: memoryview 
 def pairs_of(
     dataset: Dataset, split: Split, indices: Iterable[int], threads: int, bad: BadSamples | None = None
 ) -> Iterator[Pair]:
-    """Whole decoded pairs of a split, in the order of `indices` (places in packed order), a few read ahead.
+    """Decoded full-size pairs of a split, in the order of `indices` (into the packed order), with a few read ahead.
 
-    Those that do not decode are counted in `bad` and left out, or raised where there is none.
+    Pairs that do not decode are counted in `bad` and skipped; without `bad`, Undecodable is raised.
     """
     samples = [(shard, sample) for shard in split.shards for sample in shard.samples]
 
@@ -206,7 +203,7 @@ def pairs_of(
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a square is cut from both pictures of a pair, and how it is turned."""
+    """A square crop of both pictures of a pair, with its flip and rotation."""
 
     box: tuple[int, int, int, int]  # left, top, right, bottom
     flip: bool
@@ -214,12 +211,12 @@ class Crop:
 
     @classmethod
     def draw(cls, width: int, height: int, data: DataRecipe, draw: np.random.Generator) -> "Crop":
-        """A random one. All draws are made whatever is switched on: one option does not move the draws of another."""
+        """A random crop. Always makes all draws, so that one option does not change the draws of another."""
         top, left = draw.integers(height - data.crop + 1), draw.integers(width - data.crop + 1)
         flip, turns = draw.random() < 0.5, int(draw.integers(4))
         box = (int(left), int(top), int(left) + data.crop, int(top) + data.crop)
         return cls(box, bool(data.flip and flip), turns if data.rotate else 0)
 
-    def turned(self, pixels: np.ndarray) -> np.ndarray:
-        """Those of the box, [crop, crop, 3], flipped and rotated."""
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """[crop, crop, 3], flipped and rotated, of the pixels in the box."""
         return np.rot90(pixels[:, ::-1] if self.flip else pixels, self.turns)

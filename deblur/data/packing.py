@@ -1,4 +1,4 @@
-"""Packing: from the pictures of a source to the shards and the index of a dataset."""
+"""Packing: reads the pictures of a source, writes the shards and the index of a dataset."""
 
 import re
 import tempfile
@@ -23,50 +23,32 @@ from deblur.data.blur import blurred as motion_blurred
 from deblur.data.pairs import GoproBlur, Pair, Photograph
 from deblur.data.shards import INDEX, Index, PackedSample, Split, read_index, write_index, write_split
 
-
-def packed_samples(runs: str) -> str:
-    """The sample photographs as a dataset beside the runs, packed at the first call."""
-    store = open_store(join(runs, "sample-set"))
-    try:
-        read_index(store)
-    except InputError:
-        print(f"no --data and no DEBLUR_DATA: packing the sample photographs into {store.url}", flush=True)
-        pack_samples(store)
-    return store.url
-
-
 SAMPLES = "samples"
-
-
-GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the whole GOPRO_Large
-
-
-SAMPLE_CUT, SAMPLE_STEP = 256, 192  # what the paper crops: small, for a demo should not spend its minutes on decoding
-
-
+GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the complete GOPRO_Large
+SAMPLE_CUT, SAMPLE_STEP = 256, 192  # the paper's crop size: small, so that the demo spends little time on decoding
 _THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackSettings:
     source: tyro.conf.Positional[str]
-    """Folder, or the word samples."""
+    """Folder, or `samples` for scikit-image's photographs."""
     out: str
     """Root of the dataset, a folder or s3://bucket/prefix."""
     blur: GoproBlur | None = None
-    """GOPRO's blurred pictures: blur as averaged, blur_gamma averaged in linear light. Must be chosen."""
+    """Blurred pictures of GOPRO: blur averages stored values, blur_gamma linear light. Required for GOPRO."""
     validation_scenes: int = 2
-    """Whole scenes taken from train for validation; 0 leaves train whole, as in the paper."""
+    """Scenes moved from train to validation; 0, as in the paper, for no validation."""
     cut: int | None = None
-    """Cut training pictures into squares of so many pixels, so that less is decoded per crop."""
+    """Cut training pictures into squares of this side in pixels, so that less is decoded per crop."""
     step: int | None = None
-    """Pixels from one square to the next; else half of --cut."""
+    """Pixels from one square to the next; default: half of --cut."""
     shard_mb: int = 128
     """Size of a shard in MB (1,000,000 bytes)."""
     seed: int = 0
-    """Of the order of samples, the choice of validation scenes and the blur of photographs."""
+    """Seed of the sample order, the validation scenes and the blur of photographs."""
     overwrite: bool = False
-    """Replace a dataset that is there already."""
+    """Replace an existing dataset."""
 
     def __post_init__(self) -> None:
         for name in ("cut", "step", "shard_mb"):
@@ -77,12 +59,12 @@ class PackSettings:
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
         if self.step is not None and (self.cut is None or self.step > self.cut):
-            raise InputError(f"--step {self.step} needs a --cut of at least that; nothing may be left between squares")
+            raise InputError(f"--step {self.step} needs a --cut of at least that, so that squares leave no gaps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A decoded picture, uint8 [H, W, 3], with its PNG bytes where it came as an RGB PNG of 8 bits."""
+    """A decoded picture, uint8 [H, W, 3], with its original bytes if these are an 8-bit RGB PNG."""
 
     name: str
     pixels: np.ndarray
@@ -91,7 +73,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A pair that can be read."""
+    """A pair to be packed, and how to read it."""
 
     key: str
     scene: str
@@ -99,12 +81,15 @@ class Source:
 
 
 def pack(settings: PackSettings) -> Index:
-    """Writes the dataset and returns its index. What can be checked without decoding is checked before any write."""
+    """Writes the dataset and returns its index. Everything that needs no decoding is validated before any write.
+
+    Raises InputError.
+    """
     store = open_store(settings.out)
     splits, made = _sources(settings)
     if INDEX in store.list(INDEX):
         if not settings.overwrite:
-            raise InputError(f"{join(store.url, INDEX)}: a dataset is there; choose another --out or --overwrite")
+            raise InputError(f"{join(store.url, INDEX)}: a dataset exists; choose another --out, or add --overwrite")
         store.delete(INDEX)
     index = Index(made=made, splits={name: _write(store, name, sources, settings) for name, sources in splits.items()})
     _delete_stale_shards(store, index)
@@ -113,22 +98,33 @@ def pack(settings: PackSettings) -> Index:
 
 
 def pack_samples(store: Store) -> Index:
-    """The sample set as a dataset; replaces one that is there."""
+    """Packs the sample photographs; replaces an existing dataset."""
     return pack(PackSettings(source=SAMPLES, out=store.url, overwrite=True))
 
 
-# ---- what there is
+def packed_samples(runs: str) -> str:
+    """The URL of the sample photographs as a dataset in the runs' root; packs it at the first call."""
+    store = open_store(join(runs, "sample-set"))
+    try:
+        read_index(store)
+    except InputError:
+        print(f"no --data and no DEBLUR_DATA: packing the sample photographs into {store.url}", flush=True)
+        pack_samples(store)
+    return store.url
+
+
+# ---- reading
 
 
 def _sources(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[str, Any]]:
-    """The pairs of each split in the order of packing, and a description of how they came to be."""
-    cut = settings.cut and (settings.cut, settings.step or -(-settings.cut // 2))
+    """The pairs of each split in packing order, and how they were made, for the index."""
+    cut = _cut_of(settings)
     made: dict[str, Any] = {"seed": settings.seed, "cut": cut and list(cut), "shard_mb": settings.shard_mb}
     if settings.source == SAMPLES:
         if settings.blur or settings.cut:
-            raise InputError("samples: these photographs are blurred and cut in one way; leave out --blur and --cut")
+            raise InputError("samples: blur and cut of the sample photographs are fixed; remove --blur and --cut")
         splits = {split: _sample_sources(split) for split in sample_set.PHOTOGRAPHS}
-        made |= {"layout": SAMPLES, "cut": [SAMPLE_CUT, SAMPLE_STEP]}
+        made |= {"layout": SAMPLES}
     else:
         layout, splits = _read_layout(Path(settings.source), settings)
         made |= {"layout": layout, "blur": settings.blur, "validation_scenes": settings.validation_scenes}
@@ -142,26 +138,28 @@ def _sources(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[str,
 def _read_layout(root: Path, settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
     layout = pairs.layout_of(root)
     if settings.blur and layout != "gopro":
-        raise InputError(f"--blur {settings.blur}: {root} is no GOPRO tree, its blurred pictures are of one kind")
+        raise InputError(f"--blur {settings.blur}: {root} is not a GOPRO tree; remove --blur")
     if layout == "photographs":
         found = pairs.find_photographs(root)
         return layout, {"train": [_photograph_source(photograph, settings.seed) for photograph in found]}
-    if layout == "gopro" and not settings.blur:
-        raise InputError(f"{root}: choose --blur blur (as averaged) or --blur blur_gamma (averaged in linear light)")
-    find = partial(pairs.find_gopro, blur=settings.blur) if layout == "gopro" else pairs.find_flat
+    find: Callable[[Path, str], list[Pair]] = pairs.find_flat
+    if layout == "gopro":
+        if not settings.blur:
+            raise InputError(f"{root}: choose --blur blur (averaged stored values) or --blur blur_gamma (linear light)")
+        find = partial(pairs.find_gopro, blur=settings.blur)
     splits = {split: find(root, split) for split in ("train", "test")}
     pairs.check_sizes(chain.from_iterable(splits.values()))
     return layout, {name: list(map(_pair_source, found)) for name, found in splits.items() if found or name == "train"}
 
 
 def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> dict[str, list[Source]]:
-    """The same with whole scenes of train moved to validation. Raises InputError where train would be left empty."""
+    """Moves `count` scenes of train to validation. Raises InputError if train would be empty."""
     scenes = sorted({source.scene for source in splits["train"]})
     if count == 0:
         return splits
     if count >= len(scenes):
         raise InputError(
-            f"--validation-scenes {count}: there are only {len(scenes)} scenes to train on; choose "
+            f"--validation-scenes {count}: the training split has only {len(scenes)} scenes; choose "
             f"{max(0, len(scenes) - 1)} or less (0: no validation)"
         )
     chosen = set(np.random.default_rng([seed, count]).choice(scenes, count, replace=False).tolist())
@@ -177,7 +175,7 @@ def _pair_source(pair: Pair) -> Source:
 def _photograph_source(photograph: Photograph, seed: int) -> Source:
     def read() -> tuple[Picture, Picture]:
         sharp = _read(photograph.path)
-        # By its name, so that another photograph more or less changes no blur.
+        # Seeded by name, so that adding or removing photographs does not change the others' blur.
         blurred = motion_blurred(sharp.pixels, (seed, zlib.crc32(photograph.key.encode())))
         return Picture(name=f"{sharp.name} (blurred)", pixels=blurred), sharp
 
@@ -193,31 +191,32 @@ def _sample_sources(split: str) -> list[Source]:
 
 
 def _read(path: Path) -> Picture:
-    """A picture of a file; the bytes of an RGB PNG of 8 bits are kept as they are."""
+    """Decodes a file; keeps the bytes of an 8-bit RGB PNG."""
     data = path.read_bytes()
     header = pictures.open_picture(data, str(path))
-    # Bytes 24 and 25 are depth and colour type: Pillow calls a PNG of 16 bits RGB too.
+    # Bytes 24 and 25 are bit depth and colour type: Pillow calls 16-bit PNGs RGB too.
     plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and "transparency" not in header.info
     kept = data if plain else None
     return Picture(name=str(path), pixels=pictures.decode(data, str(path)), png=kept)
 
 
-# ---- what becomes of it
+# ---- writing
 
 
 def _write(store: Store, split: str, sources: Sequence[Source], settings: PackSettings) -> Split:
-    # Evaluation is on full frames: training pictures alone are cut.
-    cut = None if split != "train" else (SAMPLE_CUT, SAMPLE_STEP) if settings.source == SAMPLES else _cut_of(settings)
+    cut = _cut_of(settings) if split == "train" else None  # evaluation is on full frames
     with ThreadPoolExecutor(_THREADS) as pool:
         packed = _in_order(pool, partial(_pack_one, cut=cut), sources)
-        samples = chain.from_iterable(tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None))
+        samples: Iterator[PackedSample] = chain.from_iterable(
+            tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None)
+        )
         if cut:
             samples = _shuffled(samples, settings.seed)
         return write_split(store, split, samples, settings.shard_mb * 1_000_000)
 
 
 def _shuffled(samples: Iterable[PackedSample], seed: int) -> Iterator[PackedSample]:
-    """The same in random order, by way of a temporary folder: neighbours would be pieces of one picture."""
+    """The samples in random order, via a temporary folder: otherwise neighbours are squares of the same picture."""
     with tempfile.TemporaryDirectory(prefix="deblur-pack-") as folder:
         spool = open_store(folder)
         waiting = []
@@ -230,13 +229,16 @@ def _shuffled(samples: Iterable[PackedSample], seed: int) -> Iterator[PackedSamp
 
 
 def _cut_of(settings: PackSettings) -> tuple[int, int] | None:
+    """(side, step) of the squares into which training pictures are cut."""
+    if settings.source == SAMPLES:
+        return SAMPLE_CUT, SAMPLE_STEP
     return (settings.cut, settings.step or -(-settings.cut // 2)) if settings.cut else None
 
 
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[Source], list[PackedSample]], sources: Iterable[Source]
 ) -> Iterator[list[PackedSample]]:
-    """`pool.map`, but no further ahead than the threads need: a dataset does not fit into memory."""
+    """`pool.map` with bounded look-ahead: a dataset does not fit into memory."""
     pending: deque[Future[list[PackedSample]]] = deque()
     for source in sources:
         pending.append(pool.submit(work, source))
@@ -247,11 +249,11 @@ def _in_order(
 
 
 def _pack_one(source: Source, cut: tuple[int, int] | None) -> list[PackedSample]:
-    """The samples of one pair. Raises InputError where its two pictures differ in size, naming both."""
+    """The samples of one pair. Raises InputError naming both pictures if they differ in size."""
     blurred, sharp = source.read()
     if blurred.pixels.shape != sharp.pixels.shape:
         sizes = [f"{p.name} is {p.pixels.shape[1]}x{p.pixels.shape[0]}" for p in (blurred, sharp)]
-        raise InputError(f"{' but '.join(sizes)}; a pair must be of one size")
+        raise InputError(f"{' but '.join(sizes)}; the pictures of a pair must have the same size")
     height, width = sharp.pixels.shape[:2]
     if cut is None or (height <= cut[0] and width <= cut[0]):
         pngs = [picture.png or pictures.encode_png(picture.pixels) for picture in (blurred, sharp)]
@@ -267,7 +269,7 @@ def _pack_one(source: Source, cut: tuple[int, int] | None) -> list[PackedSample]
 
 
 def starts(length: int, cut: int, step: int) -> list[int]:
-    """Where pieces of `cut` begin that cover [0, length) in steps; the last one ends at the border."""
+    """Offsets of pieces of length `cut` that cover [0, length); the last one ends at the border."""
     last = max(0, length - cut)
     return [*range(0, last, step), last]
 
@@ -277,7 +279,7 @@ def _packed(source: Source, key: str, pngs: list[bytes], size: tuple[int, int]) 
 
 
 def _delete_stale_shards(store: Store, index: Index) -> None:
-    """Shards that an earlier, interrupted pack left and this one did not write."""
+    """Deletes shards of an earlier or interrupted pack that this index does not have."""
     mine = {shard.name for split in index.splits.values() for shard in split.shards}
     for split in ("train", "validation", "test"):
         for key in store.list(f"{split}/"):
@@ -286,7 +288,7 @@ def _delete_stale_shards(store: Store, index: Index) -> None:
 
 
 def summary(index: Index) -> str:
-    """What was packed, for people."""
+    """What was packed, as text for the terminal."""
     lines = [
         f"{name}: {split.num_samples:,} samples in {len(split.shards)} shards, "
         f"{sum(shard.size_bytes for shard in split.shards) / 1e6:,.1f} MB"
@@ -295,7 +297,7 @@ def summary(index: Index) -> str:
     if index.made["layout"] == "gopro" and not index.made["cut"]:
         counts = {name: split.num_samples for name, split in index.splits.items()}
         found = {"train": counts["train"] + counts.get("validation", 0), "test": counts.get("test", 0)}
-        whole = "the whole" if found == GOPRO_COUNTS else "NOT the whole"
+        complete = "complete" if found == GOPRO_COUNTS else "NOT the complete"
         expected = ", ".join(f"{count:,} {name}" for name, count in GOPRO_COUNTS.items())
-        lines.append(f"{whole} GOPRO_Large, which has {expected} pairs")
+        lines.append(f"{complete} GOPRO_Large, which has {expected} pairs")
     return "\n".join([*lines, f"digest {index.digest}"])

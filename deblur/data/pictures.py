@@ -1,4 +1,4 @@
-"""Pictures as bytes and as arrays: uint8 RGB [H, W, 3], nothing else."""
+"""Decodes and encodes pictures as uint8 RGB arrays [H, W, 3]."""
 
 import io
 import struct
@@ -10,21 +10,21 @@ import PIL.Image
 
 from cluster.errors import InputError
 
-MAX_PIXELS = 64_000_000  # beyond it a picture is taken for a decompression bomb
+MAX_PIXELS = 64_000_000  # larger pictures are refused as decompression bombs
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 
 class Undecodable(InputError):
-    """Bytes that are no picture, or one that is refused."""
+    """Not a picture, or one that is refused."""
 
 
 class TooLarge(Undecodable):
-    """More pixels than are decoded."""
+    """More than MAX_PIXELS."""
 
 
 def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
-    """A picture whose header was read and whose size was checked, not decoded yet. Raises Undecodable naming it."""
+    """Reads a picture's header and checks its size, without decoding. Raises Undecodable naming it."""
     try:
         picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
     except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above ours
@@ -39,9 +39,9 @@ def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
 
 
 def decode(data: bytes, name: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """uint8 RGB [H, W, 3] of a file's bytes, or of its pixels in a box (left, top, right, bottom) alone.
+    """uint8 RGB [H, W, 3] of a file's bytes, or only of its pixels in a box (left, top, right, bottom).
 
-    What lies below the box in a PNG is not decoded, and so not looked at. Raises Undecodable that names the picture.
+    Rows of a PNG below the box are neither decoded nor checked. Raises Undecodable naming the picture.
     """
     picture = open_picture(_top(data, box[3]) if box else data, name)
     try:
@@ -52,9 +52,9 @@ def decode(data: bytes, name: str, box: tuple[int, int, int, int] | None = None)
 
 
 def _top(data: bytes, rows: int) -> bytes:
-    """The PNG of a PNG's first rows: its header says so, and decoders stop there (ISO/IEC 15948, 11.2.2).
+    """Limits a PNG to its first rows by changing the height in its header (ISO/IEC 15948, 11.2.2).
 
-    Other formats, and interlaced pictures, whose rows do not come from top to bottom, as they are.
+    Returns other formats unchanged, and interlaced PNGs, whose rows are not stored from top to bottom.
     """
     if data[12:16] != b"IHDR" or data[28:29] != b"\0" or struct.unpack(">I", data[20:24])[0] <= rows:
         return data
@@ -63,7 +63,7 @@ def _top(data: bytes, rows: int) -> bytes:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """PNG bytes of uint8 RGB [H, W, 3]; the same pixels give the same bytes."""
+    """PNG bytes of uint8 RGB [H, W, 3]; deterministic."""
     out = io.BytesIO()
     PIL.Image.fromarray(pixels).save(out, "PNG", compress_level=4)
     return out.getvalue()

@@ -1,12 +1,12 @@
-"""Which rank reads which sample: every position of an epoch at most once, the same batches for any number of ranks.
+"""The sampling plan: each position of an epoch at most once, and the same batches for any number of ranks.
 
-An epoch's canonical order permutes the shards by (seed, epoch), keeps the packed order inside each, and begins at a
-sample drawn by (seed, epoch), going round: so even with one shard other samples meet in a batch, and others sit out, in
-each epoch. With N samples and batch size B there are S = N // B updates. Lane j (0 <= j < B) is the stretch
-[j S, (j + 1) S) of that order; update t takes the t-th sample of every lane; the last N - S B samples sit this epoch
-out. Rank r of W takes lanes [r B // W, (r + 1) B // W).
+An epoch's canonical order permutes the shards by (seed, epoch), keeps the packed order inside each shard, and is
+rotated to begin at a sample drawn by (seed, epoch): so even with one shard every epoch has other batches, and skips
+other samples. With N samples and batch size B there are S = N // B updates. Lane j (0 <= j < B) is the range
+[j S, (j + 1) S) of that order; update t takes the t-th sample of every lane; the last N - S B samples are skipped in
+this epoch. Rank r of W takes lanes [r B // W, (r + 1) B // W).
 
-Because lanes belong to the batch and not to ranks, the whole data state is one number, images_seen.
+Because lanes belong to the batch and not to ranks, the whole state of the data is one number, images_seen.
 """
 
 from bisect import bisect_right
@@ -21,7 +21,7 @@ from deblur.config import randomness
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The order of a split. `shard_sizes` are samples per shard; raises InputError where no update fits an epoch."""
+    """The order of a split. `shard_sizes` are samples per shard. Raises InputError if an epoch has no full batch."""
 
     shard_sizes: tuple[int, ...]
     batch_size: int
@@ -43,10 +43,10 @@ class Plan:
         return self.num_samples // self.batch_size
 
     def locate(self, images_seen: int) -> tuple[int, int]:
-        """(epoch, update in it) at which a run continues. Raises ValueError unless whole updates were made."""
+        """(epoch, update in it) after images_seen. Raises ValueError if that is not a multiple of the batch size."""
         updates, rest = divmod(images_seen, self.batch_size)
         if rest:
-            raise ValueError(f"{images_seen} images are no whole number of updates of {self.batch_size}")
+            raise ValueError(f"{images_seen} images are not a multiple of the batch size {self.batch_size}")
         return divmod(updates, self.updates_per_epoch)
 
     def position(self, lane: int, update: int) -> int:
@@ -62,7 +62,7 @@ class Plan:
 
 
 def lanes_of(rank: int, num_ranks: int, batch_size: int) -> range:
-    """The lanes of a rank: shares differ by one at most. Raises InputError where a rank would get none."""
+    """The lanes of a rank; numbers of lanes differ by at most one. Raises InputError if a rank would get none."""
     if num_ranks > batch_size:
         raise InputError(
             f"{num_ranks} ranks cannot share batches of {batch_size}; choose --batch-size {num_ranks} or more, "
@@ -73,7 +73,7 @@ def lanes_of(rank: int, num_ranks: int, batch_size: int) -> range:
 
 @lru_cache(maxsize=4)
 def _canonical_order(shard_sizes: Sequence[int], seed: int, epoch: int) -> tuple[list[int], list[int], int]:
-    """The epoch's shards in order, the place at which each begins, and the place of position 0."""
+    """The epoch's shards in order, the offset at which each begins, and the offset of position 0."""
     permuted, first = randomness.epoch_order(seed, epoch, shard_sizes)
     order = [shard for shard in permuted if shard_sizes[shard]]
     starts = list(accumulate((shard_sizes[shard] for shard in order[:-1]), initial=0))

@@ -1,13 +1,12 @@
-"""The built-in photographs: those that scikit-image ships, motion-blurred by data/blur.py. Needs no network.
+"""The built-in sample set: scikit-image's photographs, motion-blurred by data/blur.py. Needs no network.
 
-The held-out photograph (split test) and its blur are fixed: neither it nor any part of it is in another split.
+The photograph of the test split and its blur are fixed, and no part of it is in another split.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import skimage.color
 import skimage.data
 
 from deblur.data.blur import blurred
@@ -27,13 +26,13 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "validation": ("chelsea",),
     "test": ("astronaut",),
 }
-BLURS = {"train": 20, "validation": 2, "test": 1}  # different blurs of each photograph
+BLURS = {"train": 20, "validation": 2, "test": 1}  # per photograph
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlurredPhotograph:
-    """uint8 [H, W, 3] twice."""
+    """A pair of uint8 [H, W, 3]."""
 
     key: str
     scene: str
@@ -42,7 +41,7 @@ class BlurredPhotograph:
 
 
 def blurred_photographs(split: str) -> Iterator[BlurredPhotograph]:
-    """Every photograph of a split with each of its blurs, in a fixed order, the same pixels at every call."""
+    """Every photograph of a split with each of its blurs; deterministic in order and pixels."""
     for nth, name in enumerate(PHOTOGRAPHS[split]):
         sharp = _rgb(_load(name))
         for variant in range(BLURS[split]):
@@ -56,9 +55,9 @@ def blurred_photographs(split: str) -> Iterator[BlurredPhotograph]:
 
 def _load(name: str) -> np.ndarray:
     loaded = getattr(skimage.data, name)()
-    return loaded[0] if isinstance(loaded, tuple) else loaded  # of the stereo pair the left one alone
+    return np.asarray(loaded[0] if isinstance(loaded, tuple) else loaded)  # the left one of the stereo pair
 
 
 def _rgb(picture: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] of RGB, RGBA or grey."""
-    return skimage.color.gray2rgb(picture) if picture.ndim == 2 else np.ascontiguousarray(picture[..., :3])
+    return np.ascontiguousarray(np.stack([picture] * 3, axis=-1) if picture.ndim == 2 else picture[..., :3])

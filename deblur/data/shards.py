@@ -1,8 +1,8 @@
-"""Tar shards of pairs, and the index that says where in them each sample lies.
+"""Tar shards of pairs, and the index with the byte range of each sample.
 
 A dataset is a root (folder or s3://bucket/prefix) with train/000000.tar, ..., validation/..., test/... and index.json,
-which is written last: without it there is no dataset. A sample is KEY.blurred.png, KEY.json and KEY.sharp.png, one
-after another, so that a ranged read fetches it whole; plain webdataset reads the same shards.
+which is written last: without it there is no dataset. A sample is KEY.blurred.png, KEY.json and KEY.sharp.png, adjacent
+in the tar, so that one ranged read fetches it; plain webdataset can read the shards, too.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from cluster.storage import Store, join
 INDEX = "index.json"
 VERSION = 1
 _MEMBERS = ("blurred.png", "json", "sharp.png")
-_SHARD_NAME = re.compile(r"[\w-]+/[\w-]+\.tar")  # no way out of the dataset's root, no other scheme
+_SHARD_NAME = re.compile(r"[\w-]+/[\w-]+\.tar")  # no path outside the dataset's root, and no other scheme
 _KEY = re.compile(r"[^./]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The bytes [offset, offset + length) of a shard: the sample's members with their headers and padding."""
+    """The bytes [offset, offset + length) of a shard: the sample's tar members with headers and padding."""
 
     key: str
     offset: int
@@ -47,7 +47,7 @@ class Shard:
 class Split:
     shards: tuple[Shard, ...]
     smallest: tuple[int, int]
-    """(height, width): no picture is lower, and none narrower."""
+    """(height, width), each the minimum over all pictures."""
 
     @property
     def num_samples(self) -> int:
@@ -62,13 +62,13 @@ class Index:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything above: two datasets of equal digest hold the same samples in the same order."""
+        """sha256 of all of the above: datasets with equal digests have the same samples in the same order."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSample:
-    """A sample on its way into a shard. The key has neither a dot nor a slash."""
+    """A sample to be written into a shard. The key has neither dots nor slashes."""
 
     key: str
     blurred_png: bytes
@@ -79,7 +79,7 @@ class PackedSample:
 
 
 def write_split(store: Store, split: str, samples: Iterable[PackedSample], shard_bytes: int) -> Split:
-    """Writes the shards of a split, each put whole when `shard_bytes` are reached; same samples, same bytes."""
+    """Writes a split in shards of about `shard_bytes`; deterministic in the samples."""
     shards: list[Shard] = []
     smallest: tuple[int, int] | None = None
     for group in _groups(samples, shard_bytes):
@@ -93,55 +93,54 @@ def write_split(store: Store, split: str, samples: Iterable[PackedSample], shard
 
 
 def write_index(store: Store, index: Index) -> None:
-    """Makes the dataset one: to be called when all shards are written."""
+    """Commits the dataset: call it after all shards were written."""
     store.put(INDEX, json.dumps({"version": VERSION, "digest": index.digest, **asdict(index)}, indent=1).encode())
 
 
 def read_index(store: Store) -> Index:
-    """The index of a dataset. Raises InputError where there is none that fits, DamagedError if it is unreadable."""
+    """The index of a dataset. Raises NotFound, InputError for another format version, DamagedError if unreadable."""
     place = join(store.url, INDEX)
     try:
         raw = json.loads(store.get(INDEX))
         if raw["version"] != VERSION:
-            raise InputError(f"{place}: format version {raw['version']}, this program reads {VERSION}; pack it again")
+            raise InputError(f"{place}: format version {raw['version']}, expected {VERSION}; pack it again")
         index = Index(made=raw["made"], splits={name: _split(split) for name, split in raw["splits"].items()})
     except NotFound:
         raise NotFound(
-            f"{place}: missing, so there is no dataset here; make one with python -m deblur.pack SOURCE --out "
-            f"{store.url}, or mend --data (DEBLUR_DATA)"
+            f"{place}: not found, so there is no dataset; make one with python -m deblur.pack SOURCE --out "
+            f"{store.url}, or correct --data (DEBLUR_DATA)"
         ) from None
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{place}: unreadable ({error!r}); pack the dataset again") from error
     if index.digest != raw["digest"]:
-        raise DamagedError(f"{place}: its digest does not fit its content; pack the dataset again")
+        raise DamagedError(f"{place}: the digest differs from the content's; pack the dataset again")
     return index
 
 
 def unpack(data: bytes | memoryview, shard_name: str, sample: Sample) -> tuple[bytes, bytes, dict[str, Any]]:
     """(blurred PNG, sharp PNG, meta) of a sample's slice of a shard.
 
-    Raises DamagedError, naming shard and key, where the bytes are not those of the index, or hold anything else than
-    the three members.
+    Raises DamagedError naming shard and key if the bytes differ from the index, or hold other than the three members.
     """
     place = f"{shard_name}: {sample.key}"
     if len(data) != sample.length or zlib.crc32(data) != sample.crc32:
-        raise DamagedError(f"{place}: its bytes are not those of the index (crc32); was the shard replaced?")
+        raise DamagedError(f"{place}: crc32 or length differ from the index; was the shard replaced?")
     try:
         blurred, meta, sharp = _members(data, place, sample.key)
-        told = json.loads(meta)
+        described = json.loads(meta)
     except DamagedError:
         raise
     except Exception as error:
         raise DamagedError(f"{place}: not a slice of a tar ({error})") from error
-    if not isinstance(told, dict):
-        raise DamagedError(f"{place}: its json is no object")
-    return blurred, sharp, told
+    if not isinstance(described, dict):
+        raise DamagedError(f"{place}: its json is not an object")
+    return blurred, sharp, described
 
 
 def _members(data: bytes | memoryview, place: str, key: str) -> list[bytes]:
-    """The contents of `_MEMBERS`. Raises DamagedError unless a slice holds them as plain files and nothing else."""
+    """The contents of `_MEMBERS`. Raises DamagedError unless the slice holds exactly these, as regular files."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = sorted(tar.getmembers(), key=lambda member: member.name)
     names = [member.name for member in members]
@@ -149,12 +148,12 @@ def _members(data: bytes | memoryview, place: str, key: str) -> list[bytes]:
     contents = [bytes(data[m.offset_data : m.offset_data + m.size]) for m in members]
     whole = all(len(content) == m.size for content, m in zip(contents, members, strict=True))
     if not plain or not whole or names != [f"{key}.{name}" for name in _MEMBERS]:
-        raise DamagedError(f"{place}: must hold {', '.join(_MEMBERS)} as files and nothing else, but holds {names}")
+        raise DamagedError(f"{place}: expected exactly {', '.join(_MEMBERS)} as regular files, found {names}")
     return contents
 
 
 def _groups(samples: Iterable[PackedSample], shard_bytes: int) -> Iterator[list[PackedSample]]:
-    """Neighbours whose members have about `shard_bytes` together; a larger sample is a shard of its own."""
+    """Consecutive samples of at most `shard_bytes` in total, or one larger sample."""
     group: list[PackedSample] = []
     size = 0
     for sample in samples:
@@ -169,8 +168,8 @@ def _groups(samples: Iterable[PackedSample], shard_bytes: int) -> Iterator[list[
 
 
 def _tar(samples: list[PackedSample]) -> tuple[bytes, tuple[Sample, ...]]:
-    """The bytes of a tar without anything of the hour or the user, and where its samples lie."""
-    from webdataset.writer import TarWriter  # reading needs it not, and a bare machine has none
+    """The bytes of a tar, without times and users, and the byte range of each sample."""
+    from webdataset.writer import TarWriter  # not needed for reading, and not installed everywhere
 
     file = io.BytesIO()
     spans: list[tuple[str, int, int]] = []
@@ -202,5 +201,5 @@ def _split(raw: Mapping[str, Any]) -> Split:
     )
     for shard in shards:
         if not _SHARD_NAME.fullmatch(shard.name) or not all(_KEY.fullmatch(sample.key) for sample in shard.samples):
-            raise ValueError(f"{shard.name!r} is no name of a shard, or one of its samples has a key with '.' or '/'")
+            raise ValueError(f"{shard.name!r} is not a valid shard name, or a sample's key has '.' or '/'")
     return Split(shards=shards, smallest=tuple(raw["smallest"]))

@@ -1,4 +1,4 @@
-"""How good restored pictures are: PSNR, SSIM, LPIPS, what a detector sees in them, and tables of all that.
+"""Metrics of restored pictures: PSNR, SSIM, LPIPS, object detection, and tables of them.
 
 May import deblur.inference, deblur.data, deblur.models, deblur.config and cluster.
 """

@@ -1,7 +1,7 @@
-"""Whether a detector sees again what it saw in the sharp picture: the judge of DeblurGAN's section on detection.
+"""Object detection as a metric, after DeblurGAN's section on detection: does a detector find the same objects?
 
-Its boxes on the sharp picture are the truth, so no labels are needed (arXiv:1711.07064 asks YOLO; a detector here is
-scikit-image's cascade of frontal faces, which needs no weights, or one of torchvision's).
+The detector's boxes in the sharp picture are the ground truth, so no labels are needed. arXiv:1711.07064 uses YOLO;
+here it is scikit-image's cascade of frontal faces, which needs no weights, or a detector of torchvision.
 """
 
 import math
@@ -15,22 +15,21 @@ from skimage.feature import Cascade
 
 from deblur.models.weights import read_weights, refuse_other_tensors
 
-# Those that are the same network whether torchvision fetches the weights or we load them: its older ResNet detectors
-# get another epsilon in their norm layers when they are made without.
+# Without torchvision's older ResNet detectors: built without weights, their norm layers have another epsilon.
 DetectorName = Literal["fasterrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2", "ssdlite320_mobilenet_v3_large"]
 MIN_IOU = 0.5
 MIN_SCORE = 0.5
-# Of scikit-image's example; smaller windows find faces in every texture.
+# From scikit-image's example; smaller windows find faces in every texture.
 _SMALLEST_FACE = 60
 _FACE_STEP = 1.2
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one picture, the surest first where it gives scores.
+    """A detector's results in one picture, highest score first if it has scores.
 
     boxes   [N, 4]  left, top, right, bottom in pixels
-    labels  [N]     the detector's own classes, int
+    labels  [N]     the detector's classes, int
     """
 
     boxes: np.ndarray
@@ -41,7 +40,7 @@ class Detector(Protocol):
     name: str
 
     def __call__(self, picture: np.ndarray) -> Detections:
-        """What is found in a picture, uint8 RGB [H, W, 3]."""
+        """Detects objects in a picture, uint8 RGB [H, W, 3]."""
 
 
 class FaceCascade:
@@ -66,14 +65,14 @@ class FaceCascade:
 
 
 class NetworkDetector:
-    """One of torchvision's detectors with the weights of a state dict; detections of a score of at least 0.5."""
+    """A torchvision detector with the weights of a state dict; keeps detections with a score of at least 0.5."""
 
     def __init__(self, network: DetectorName, source: str, device: torch.device | str = "cpu") -> None:
-        """Raises InputError naming the source, and the first tensor that is not the network's.
+        """Raises InputError naming the source, and the first tensor that does not match the network.
 
-        source  file or s3:// URL, with all of the network's tensors
+        source  file or s3:// URL with all tensors of the network
         """
-        from torchvision.models import get_model  # not at the top: it takes a second
+        from torchvision.models import get_model  # not at the top: importing torchvision takes a second
 
         hint = (
             f"--detector-weights takes the state dict of torchvision's {network}, as .safetensors or from "
@@ -98,7 +97,7 @@ class NetworkDetector:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections in one or more pictures, counted against those in the sharp ones. A rate of nothing is nan."""
+    """Counts of detections in one or more pictures, compared with the sharp pictures. Rates of nothing are nan."""
 
     true_positives: int = 0
     false_positives: int = 0
@@ -109,55 +108,46 @@ class Matches:
 
     @property
     def precision(self) -> float:
-        """Share of what was detected that is in the sharp pictures, too; nan where nothing was."""
-        return _share(self.true_positives, self.true_positives + self.false_positives)
+        """Fraction of detections that are in the sharp pictures, too; nan without detections."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """Share of what is in the sharp pictures that was detected; nan where there is nothing."""
-        return _share(self.true_positives, self.true_positives + self.misses)
+        """Fraction of the sharp pictures' objects that were detected; nan without objects."""
+        return _ratio(self.true_positives, self.true_positives + self.misses)
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of the two, 0 where nothing matched; nan where nothing was detected anywhere."""
-        return _share(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.misses)
+        """Harmonic mean of both, 0 without matches; nan without any detections."""
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.misses)
 
 
 def definition(detector: Detector) -> str:
-    """What the rates are of, for those who read the numbers."""
+    """How the rates are defined, to be printed with them."""
     return (
-        f"Detection by {detector.name}: its boxes in the sharp picture are the truth; one of the same class at IoU "
-        f"{MIN_IOU} or more is a true positive, one to one, best score first; counts of all pictures together; "
-        "- where there is nothing to count"
+        f"Detection by {detector.name}: its boxes in the sharp picture are the ground truth; a box of the same class "
+        f"with IoU of at least {MIN_IOU} is a true positive, one to one, highest score first; counts are summed over "
+        "pictures; - means nothing to count"
     )
 
 
 def match(found: Detections, truth: Detections) -> Matches:
-    """Counts detections against the truth: each takes, in its turn, the free box of its class that it overlaps most.
+    """Matches detections with the ground truth: each, in order, takes the unmatched box of its class with maximum IoU.
 
-    That is COCO's way; what is seen twice is one true and one false positive.
+    As in COCO's evaluation; a second detection of an object is a false positive.
     """
-    overlap = iou(found.boxes, truth.boxes) * (found.labels[:, None] == truth.labels)
+    from torchvision.ops import box_iou  # not at the top: importing torchvision takes a second
+
+    boxes, others = (torch.from_numpy(side.boxes).double() for side in (found, truth))
+    overlap = box_iou(boxes, others).nan_to_num().numpy()  # nan for two boxes without area
+    overlap *= found.labels[:, None] == truth.labels
     matched = 0
     for row in overlap:
         if row.size and row.max() >= MIN_IOU:
-            overlap[:, row.argmax()] = 0  # it is taken
+            overlap[:, row.argmax()] = 0  # matched
             matched += 1
     return Matches(matched, len(found.boxes) - matched, len(truth.boxes) - matched)
 
 
-def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of each box [N, 4] with each of the others [M, 4]: [N, M], in [0, 1].
-
-    Boxes are left, top, right, bottom. 0 where both are empty.
-    """
-    boxes, others = boxes[:, None].astype(float), others[None].astype(float)
-    overlap = np.minimum(boxes, others)[..., 2:] - np.maximum(boxes, others)[..., :2]
-    intersection = overlap.clip(min=0).prod(axis=-1)
-    area, other_area = ((side[..., 2:] - side[..., :2]).prod(axis=-1) for side in (boxes, others))
-    union = area + other_area - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-
-
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan

@@ -1,4 +1,4 @@
-"""What every picture of a set scores, restored and as it came."""
+"""Scores of the blurred and the restored picture of every pair."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -21,9 +21,7 @@ from deblur.evaluation.scores import Score
 from deblur.inference.tiles import restore_picture
 
 KeyedPair = tuple[str, np.ndarray, np.ndarray]  # key, blurred and sharp: uint8 RGB [H, W, 3]
-
-
-_THREADS = 2  # that decode ahead of the generator
+_THREADS = 2  # decode ahead of the generator
 
 
 def evaluate(
@@ -34,11 +32,11 @@ def evaluate(
     lpips_network: nn.Module | None = None,
     detector: Detector | None = None,
 ) -> list[Score]:
-    """Scores of the pairs, in their order, on full frames. Raises InputError naming a pair that cannot be compared.
+    """Scores of the pairs, in order, on full frames. Raises InputError naming a pair that cannot be compared.
 
     model          in eval mode, on the device
-    lpips_network  of `load_lpips`, on the device; None leaves out LPIPS
-    detector       None leaves out detection
+    lpips_network  from `load_lpips`, on the device; None skips LPIPS
+    detector       None skips detection
     """
     return [_score(model, pair, device, lpips_network, detector) for pair in pairs]
 
@@ -53,9 +51,9 @@ def _score(
     key, blurred, sharp = pair
     if blurred.shape != sharp.shape:
         sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in (blurred, sharp))
-        raise InputError(f"{key}: the blurred and the sharp picture differ in size ({sizes})")
+        raise InputError(f"{key}: the blurred and the sharp picture must have the same size, not {sizes}")
     restored = restore_picture(model, blurred, device=device)
-    before, after, target = (_on(device, picture) for picture in (blurred, restored, sharp))
+    before, after, target = (_tensor(picture, device) for picture in (blurred, restored, sharp))
     try:
         score = Score(
             key=key,
@@ -70,7 +68,7 @@ def _score(
                 blurred_lpips=lpips(lpips_network, before, target).item(),
                 restored_lpips=lpips(lpips_network, after, target).item(),
             )
-    except ValueError as error:  # smaller than SSIM's window, or than AlexNet can take
+    except ValueError as error:  # smaller than SSIM's window or AlexNet's minimum
         raise InputError(f"{key}: {error}") from error
     if detector is not None:
         truth = detector(sharp)
@@ -82,17 +80,18 @@ def _score(
     return score
 
 
-def _on(device: torch.device | str, picture: np.ndarray) -> Tensor:
+def _tensor(picture: np.ndarray, device: torch.device | str) -> Tensor:
+    """[1, 3, H, W] uint8."""
     return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).to(device)
 
 
 def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
-    """How many pairs a split of a dataset has, and the pairs. Raises InputError naming the splits there are."""
+    """Number of pairs in a split of a dataset, and the pairs. Raises InputError naming the existing splits."""
     store = open_store(url)
     dataset = Dataset(store, read_index(store))
     splits = dataset.index.splits
     if not (split_name in splits and splits[split_name].shards):
-        raise InputError(f"{store.url}: has no split {split_name!r}; choose --split {' or '.join(splits)}")
+        raise InputError(f"{store.url}: no split {split_name!r}; choose --split {' or '.join(splits)}")
     split = splits[split_name]
     keys = [sample.key for shard in split.shards for sample in shard.samples]
     pairs = pairs_of(dataset, split, range(len(keys)), _THREADS)
@@ -100,26 +99,22 @@ def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
 
 
 def folder_pairs(blurred: Path, sharp: Path) -> tuple[int, Iterator[KeyedPair]]:
-    """How many pairs of equal names two folders hold, and the pairs. Raises InputError where a partner is missing."""
+    """Number of pairs with equal names in two folders, and the pairs. Raises InputError for an unpaired picture."""
     names = _names(blurred)
     for name in sorted(names ^ _names(sharp)):
         here, there = (blurred, sharp) if name in names else (sharp, blurred)
-        raise InputError(f"{here / name}: has no partner {there / name}; add it, or remove the one without")
-    decoded = (
-        (name, *(pictures.decode(_read(side / name), str(side / name)) for side in (blurred, sharp)))
-        for name in sorted(names)
-    )
-    return len(names), decoded
+        raise InputError(f"{here / name}: has no counterpart {there / name}; add it, or remove the first")
+    return len(names), ((name, _read(blurred / name), _read(sharp / name)) for name in sorted(names))
 
 
 def _names(folder: Path) -> set[str]:
-    """Paths of the pictures below a folder."""
+    """Relative paths of the pictures below a folder."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in pictures.SUFFIXES and path.is_file())
     names = {path.relative_to(folder).as_posix() for path in found}
     if not names:
-        raise InputError(f"{folder}: no picture in this folder; looked for {', '.join(pictures.SUFFIXES)}")
+        raise InputError(f"{folder}: no pictures in this folder (expected {', '.join(pictures.SUFFIXES)})")
     return names
 
 
-def _read(path: Path) -> bytes:
-    return open_store(path.parent).get(path.name)
+def _read(path: Path) -> np.ndarray:
+    return pictures.decode(open_store(path.parent).get(path.name), str(path))

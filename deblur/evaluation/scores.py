@@ -1,4 +1,4 @@
-"""What pictures scored, by each judge, as tables for people and as JSON."""
+"""Scores of pictures by all metrics, as text tables and as JSON."""
 
 import json
 import math
@@ -14,7 +14,7 @@ _SIDES = ("blurred", "restored")
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One picture's scores; PSNR in dB, infinite where two pictures are equal. None: that judge was not asked."""
+    """One picture's scores. PSNR is in dB, infinite for equal pictures. None: not measured."""
 
     key: str
     blurred_psnr: float
@@ -28,8 +28,8 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measure:
-    """A judge with a value for each picture."""
+class _Metric:
+    """A metric with one value per picture."""
 
     name: str
     unit: str
@@ -37,46 +37,46 @@ class _Measure:
     better: str
     form: str
 
-    def of(self, score: Score) -> list[float]:
-        """The blurred picture's value, and the restored one's."""
-        return [getattr(score, f"{side}_{self.field}") for side in _SIDES]
+    def of(self, score: Score) -> tuple[float, float]:
+        """The values of the blurred and of the restored picture."""
+        return getattr(score, f"blurred_{self.field}"), getattr(score, f"restored_{self.field}")
 
 
-_MEASURES = (
-    _Measure(name="PSNR", unit=" dB", field="psnr", better="higher", form=".2f"),
-    _Measure(name="SSIM", unit="", field="ssim", better="higher", form=".4f"),
-    _Measure(name="LPIPS", unit="", field="lpips", better="lower", form=".4f"),
+_METRICS = (
+    _Metric(name="PSNR", unit=" dB", field="psnr", better="higher", form=".2f"),
+    _Metric(name="SSIM", unit="", field="ssim", better="higher", form=".4f"),
+    _Metric(name="LPIPS", unit="", field="lpips", better="lower", form=".4f"),
 )
 _RATES = ("precision", "recall", "f1")
 
 
 def mean(scores: Sequence[Score]) -> Score:
-    """The mean of the pictures' values, and all their matches together, under the key "mean"."""
+    """The mean over pictures, and the sums of their matches, under the key "mean"."""
     columns = {field.name: [getattr(score, field.name) for score in scores] for field in fields(Score)}
-    return Score(**columns | {name: _together(values) for name, values in columns.items()} | {"key": "mean"})
+    return Score(**columns | {name: _aggregate(values) for name, values in columns.items()} | {"key": "mean"})
 
 
-def _together(values: Sequence[Any]) -> Any:
+def _aggregate(values: Sequence[Any]) -> Any:
     if isinstance(values[0], Matches):
         return sum(values, Matches())
     return fmean(values) if isinstance(values[0], float | int) else None
 
 
 def table(scores: Sequence[Score]) -> str:
-    """A line for each picture."""
-    measures = _asked(scores)
-    rows = [["key", *(f"{side} {measure.name}" for measure in measures for side in _SIDES)]]
+    """One line per picture."""
+    metrics = _measured(scores)
+    rows = [["key", *(f"{side} {metric.name}" for metric in metrics for side in _SIDES)]]
     for score in scores:
-        rows.append([score.key, *(_number(value, it.form) for it in measures for value in it.of(score))])
+        rows.append([score.key, *(_number(value, metric.form) for metric in metrics for value in metric.of(score))])
     return _aligned(rows)
 
 
 def summary(scores: Sequence[Score]) -> str:
-    """A line for each judge: what all pictures scored, and what the generator changes."""
+    """One line per metric: the mean over pictures, and its change by the generator."""
     total = mean(scores)
-    rows = [["judge", "better", *_SIDES, "change"]]
-    for measure in _asked(scores):
-        rows.append([measure.name + measure.unit, measure.better, *_compared(*measure.of(total), measure.form)])
+    rows = [["metric", "better", *_SIDES, "change"]]
+    for metric in _measured(scores):
+        rows.append([metric.name + metric.unit, metric.better, *_compared(*metric.of(total), metric.form)])
     before, after = total.blurred_matches, total.restored_matches
     if before is None or after is None:
         return _aligned(rows)
@@ -87,7 +87,7 @@ def summary(scores: Sequence[Score]) -> str:
 
 
 def as_json(scores: Sequence[Score], model: str, definition: str) -> str:
-    """Both tables as JSON; nan and infinity become null, which JSON knows."""
+    """Both tables as JSON; nan and infinity become null."""
     total = mean(scores)
     result: dict[str, Any] = {"model": model, "definition": definition, "mean": _row(total)}
     detection = {side: result["mean"].pop(f"{side}_matches", None) for side in _SIDES}
@@ -98,8 +98,8 @@ def as_json(scores: Sequence[Score], model: str, definition: str) -> str:
     return json.dumps(finite, indent=2)
 
 
-def _asked(scores: Sequence[Score]) -> list[_Measure]:
-    return [measure for measure in _MEASURES if None not in measure.of(scores[0])]
+def _measured(scores: Sequence[Score]) -> list[_Metric]:
+    return [metric for metric in _METRICS if None not in metric.of(scores[0])]
 
 
 def _compared(before: float, after: float, form: str) -> list[str]:
@@ -111,15 +111,15 @@ def _number(value: float, form: str) -> str:
 
 
 def _counts(before: Matches, after: Matches) -> str:
-    seen = ", ".join(
-        f"{side} {matches.true_positives} of them and {matches.false_positives} others"
+    found = ", ".join(
+        f"{side} {matches.true_positives} of these and {matches.false_positives} others"
         for side, matches in zip(_SIDES, (before, after), strict=True)
     )
-    return f"boxes: sharp {before.true_positives + before.misses}; {seen}"
+    return f"boxes: sharp {before.true_positives + before.misses}; {found}"
 
 
 def _row(score: Score) -> dict[str, Any]:
-    """A score without what was not asked, with the rates beside the counts they are of."""
+    """A score without missing values, with rates added to the counts."""
     row = {name: value for name, value in asdict(score).items() if value is not None}
     for name in row:
         if name.endswith("_matches"):
@@ -128,6 +128,6 @@ def _row(score: Score) -> dict[str, Any]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
+    """Aligns the first column left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(" | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

@@ -1,4 +1,4 @@
-"""A trained generator on photographs of any size, one by one or many.
+"""Inference: a trained generator on photographs of any size, singly or in bulk.
 
 May import deblur.data, deblur.models, deblur.config and cluster.
 """

@@ -1,10 +1,10 @@
-"""Many photographs, in folders and buckets: restored here or by the nodes of a cluster, each once."""
+"""Bulk restoration of photographs in folders and buckets, in this process or on a Ray cluster, each once."""
 
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -13,39 +13,38 @@ import torch
 import tyro
 from torch import nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cluster.errors import FINAL, InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.pictures import SUFFIXES
-from deblur.inference.generator import build_model, pick_device
+from deblur.inference.generator import build_model, pick_device, read_model
 from deblur.inference.photograph import read_photograph, write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
 
 MADE_BY = "restored-by.json"
-
-
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreSettings:
     inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IN...")]]
-    """Photographs, and folders and s3://bucket/prefixes of them."""
+    """Photographs, folders, and s3://bucket/prefix URLs."""
     out: str
-    """Folder or s3://bucket/prefix for the restored ones."""
+    """Folder or s3://bucket/prefix for the restored photographs."""
     model: str
     """A run (folder or s3:// URL), or a generator.safetensors."""
     device: str = "auto"
-    """cpu, cuda, cuda:1; auto is a GPU where there is one."""
+    """cpu, cuda, cuda:1, or auto: a GPU if available."""
     tile: int = 0
-    """Work in tiles of so many pixels a side; 0 does where a photograph is large or memory short."""
+    """Side of tiles in pixels; 0 uses tiles only if a photograph is large or GPU memory is short."""
     overwrite: bool = False
-    """Remove what is in --out already, and restore it again."""
+    """Replace photographs that exist in --out."""
     nodes: int | None = None
-    """Machines of a Ray cluster, with all their GPUs; else this process does it."""
+    """Nodes of a Ray cluster to use, with all their GPUs; default: this process."""
     wait_s: float = 600.0
-    """Seconds to wait for nodes that are not there."""
+    """Seconds to wait for missing nodes."""
 
     def __post_init__(self) -> None:
         if self.tile and self.tile < _SMALLEST_TILE:
@@ -56,7 +55,7 @@ class RestoreSettings:
 
 @dataclass(frozen=True)
 class Photo:
-    """Where one comes from, and what it is called below --out."""
+    """An input, and its name below --out."""
 
     folder: str
     """Folder or URL."""
@@ -65,15 +64,33 @@ class Photo:
 
     @property
     def place(self) -> str:
-        """The file or object, by one name however it was reached."""
+        """A unique name of the file or object."""
         return _place(self.folder, self.name)
 
 
 Work = Callable[[Photo], str]
+"""Restores one photograph; returns the error, or an empty string."""
+
+
+def restore_photographs(settings: RestoreSettings) -> list[str]:
+    """Restores the photographs of the settings, prints a summary, and returns one line for each that failed.
+
+    Raises InputError for what is wrong with the inputs, the outputs or the model, before any work.
+    """
+    settings = replace(settings, out=absolute(settings.out))
+    photos = plan(settings.inputs, settings.out)
+    model = read_model(settings.model)
+    build_model(model, settings.model, torch.device("cpu"))  # a bad model is refused before any node is requested
+    left = left_to_do(photos, open_store(settings.out), model, settings)
+    with logging_redirect_tqdm():
+        failures = restore(left, model, settings) if left else []
+    existing = f", {len(photos) - len(left)} already existed" if len(left) < len(photos) else ""
+    print(f"{len(left) - len(failures)} of {len(photos)} photographs restored into {settings.out}{existing}")
+    return failures
 
 
 def work_of(model: bytes, settings: RestoreSettings) -> Work:
-    """What restores one photograph after the other in this process, returning why not where it cannot."""
+    """The work of one process, with its model on its device."""
     device = pick_device(settings.device)
     generator = build_model(model, settings.model, device)
     store = cache(open_store)
@@ -87,10 +104,10 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
         except InputError as error:
             return str(error)
         except torch.OutOfMemoryError:
-            return f"{photo.place}: no GPU memory for one tile; choose a smaller --tile, or --device cpu"
-        except (*FINAL, torch.AcceleratorError):  # would befall the others, too
+            return f"{photo.place}: not enough GPU memory for one tile; choose a smaller --tile, or --device cpu"
+        except (*FINAL, torch.AcceleratorError):  # would fail for the others, too
             raise
-        except Exception as error:  # one odd photograph among millions is no reason not to do the others
+        except Exception as error:  # one odd photograph must not stop millions of others
             return f"{photo.place}: cannot be restored ({type(error).__name__}: {error})"
         return ""
 
@@ -100,17 +117,17 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
 def restore_file(
     generator: nn.Module, data: bytes, name: str, suffix: str, device: torch.device, tile: int = 0
 ) -> bytes:
-    """The restored photograph as a file of the format that the suffix means. Raises InputError with its name."""
+    """The restored photograph as a file in the suffix's format. Raises InputError with its name."""
     photograph = read_photograph(data, name)
-    limit = {"max_pixels": 0, "tile": tile} if tile else {"max_pixels": MAX_PIXELS, "tile": TILE}
-    restored = restore_picture(generator, photograph.pixels, device=device, **limit)
+    max_pixels, side = (0, tile) if tile else (MAX_PIXELS, TILE)
+    restored = restore_picture(generator, photograph.pixels, device=device, max_pixels=max_pixels, tile=side)
     return write_photograph(photograph, restored, name, suffix)
 
 
 def plan(inputs: Sequence[str], out: str) -> list[Photo]:
-    """Each photograph. Raises InputError before any work where one would be overwritten."""
+    """All photographs of the inputs. Raises InputError if two outputs coincide or an input would be overwritten."""
     if not inputs:
-        raise InputError("nothing to restore: name photographs, or folders of them")
+        raise InputError("nothing to restore: give photographs, or folders of them")
     targets: dict[str, Photo] = {}
     for photo in _found(inputs, out):
         other = targets.setdefault(photo.target, photo)
@@ -121,25 +138,25 @@ def plan(inputs: Sequence[str], out: str) -> list[Photo]:
     for target in targets:
         if _place(out, target) in sources:
             raise InputError(
-                f"{join(out, target)} is an input and would be overwritten; choose an --out away from the inputs"
+                f"{join(out, target)} is an input and would be overwritten; choose an --out outside the inputs"
             )
     return list(targets.values())
 
 
 def _found(inputs: Sequence[str], out: str) -> Iterator[Photo]:
-    """Each photograph and its place below `out`."""
+    """Each photograph of the inputs, without those in an `out` inside an input folder."""
     for given in inputs:
         is_photo = PurePosixPath(given).suffix.lower() in SUFFIXES
         is_url = "://" in given
         if Path(given).is_dir() or (is_url and not is_photo):
             inside = [key for key in open_store(given).list() if _is_photo(key) and not _is_made(given, key, out)]
             if not inside:
-                raise InputError(f"{given}: no photograph in this folder; looked for {', '.join(SUFFIXES)}")
+                raise InputError(f"{given}: no photographs in this folder (expected {', '.join(SUFFIXES)})")
             yield from (Photo(absolute(given), key, key) for key in inside)
         elif not is_url and not Path(given).is_file():
             raise InputError(f"{given}: no such file or folder")
         elif not is_photo:
-            raise InputError(f"{given}: not one of {', '.join(SUFFIXES)}; convert it")
+            raise InputError(f"{given}: not a supported format ({', '.join(SUFFIXES)}); convert it")
         else:
             folder, _, name = absolute(given).rpartition("/")
             yield Photo(folder, name, name)
@@ -150,44 +167,42 @@ def _is_photo(key: str) -> bool:
 
 
 def _is_made(folder: str, name: str, out: str) -> bool:
-    """Whether it is one of the restored ones, in an `out` inside the folder of the inputs."""
+    """Whether it is an output, in an `out` inside the input folder."""
     inputs, restored = (f"{_place(root, '').rstrip('/')}/" for root in (folder, out))
     return restored != inputs and restored.startswith(inputs) and _place(folder, name).startswith(restored)
 
 
 def _place(folder: str, name: str) -> str:
-    """One name for a file or object, however it is reached."""
+    """A unique name of a file or object, with links resolved."""
     return join(folder, name) if "://" in folder else str((Path(folder) / name).resolve())
 
 
 def left_to_do(photos: Sequence[Photo], out: Store, model: bytes, settings: RestoreSettings) -> list[Photo]:
-    """Those that are not in `out` yet.
+    """The photographs that are not in `out` yet.
 
-    Raises InputError where what is there was not made by this model: it would be taken for this one's.
+    Raises InputError if `out` has photographs of another model, which would be mixed with this one's.
     """
     wanted = json.dumps({"generator": hashlib.sha256(model).hexdigest(), "tile": settings.tile}).encode()
     there = set(out.list())
     if settings.overwrite:
-        for photo in photos:
-            if photo.target in there:
-                out.delete(photo.target)
+        out.delete(*(photo.target for photo in photos if photo.target in there))
         out.put(MADE_BY, wanted)
         return list(photos)
     left = [photo for photo in photos if photo.target not in there]
     if len(left) < len(photos) and MADE_BY not in there:
-        raise InputError(f"{out.url}: holds photographs of these names that were not restored; choose another --out")
+        raise InputError(f"{out.url}: holds other photographs of these names; choose another --out")
     if not out.create(MADE_BY, wanted):
         raise InputError(
             f"{out.url}: holds photographs restored by another model or in other tiles ({MADE_BY}); choose another "
-            "--out, or --overwrite. (A run in training has another model with each checkpoint: name one "
-            "generator.safetensors of it)"
+            "--out, or add --overwrite (the model of a run in training changes with each checkpoint: use one of its "
+            "generator.safetensors)"
         )
     return left
 
 
 def restore(photos: Sequence[Photo], model: bytes, settings: RestoreSettings) -> list[str]:
-    """Restores photographs here or on the cluster; returns one line for each that failed."""
-    seconds = 0.1 if sys.stderr.isatty() else 60  # a line a minute in the log of a job
+    """Restores photographs in this process or on the cluster; returns one line for each that failed."""
+    seconds = 0.1 if sys.stderr.isatty() else 60  # one line per minute in the log of a job
     progress = partial(tqdm, total=len(photos), unit="photo", mininterval=seconds, maxinterval=seconds)
     if settings.nodes is None:
         work = work_of(model, settings)
@@ -204,4 +219,4 @@ def _outcomes_of_nodes(photos: Sequence[Photo], model: bytes, settings: RestoreS
     placement = Placement(nodes=nodes, wait_s=settings.wait_s)
     check_nodes_can_access(photos[0].place, settings.out, placement, "the inputs and --out")
     for photo, outcome in for_each(partial(work_of, model, settings), photos, placement):
-        yield outcome if isinstance(outcome, str) else f"{photo.place}: its process died, more than once: {outcome}"
+        yield outcome if isinstance(outcome, str) else f"{photo.place}: its worker process died repeatedly: {outcome}"

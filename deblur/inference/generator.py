@@ -1,4 +1,4 @@
-"""Generators that were trained: from a run or a file, checked, on a device."""
+"""Loads trained generators from runs and files."""
 
 import json
 
@@ -16,56 +16,55 @@ from deblur.models.weights import refuse_other_tensors
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a GPU where there is one. Raises InputError where there is none of that name."""
+    """The device of a name; "auto" is a GPU if available. Raises InputError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: cannot be used here ({reason}); choose auto, cpu or cuda") from error
+        raise InputError(f"--device {name}: not available ({reason}); choose auto, cpu or cuda") from error
 
 
 def load_model(url: str, device: torch.device) -> nn.Module:
-    """The generator of a run or a file, in eval mode. Raises InputError as `read_model` and `build_model`."""
+    """The generator of a run or a file, in eval mode. Raises InputError like `read_model` and `build_model`."""
     return build_model(read_model(url), url, device)
 
 
 def read_model(url: str) -> bytes:
-    """The generator.safetensors of a run's newest checkpoint that is whole, or that file itself.
+    """The generator.safetensors of a run's newest valid checkpoint, or of a file or s3:// URL.
 
-    Raises InputError naming the place.
+    Raises InputError naming the URL.
     """
     if url.endswith(".safetensors"):
         return read_url(url)
     found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
     if found is None:
-        raise InputError(
-            f"{url}: holds no checkpoint that is whole; --model takes a run that has one, or a generator.safetensors"
-        )
+        raise InputError(f"{url}: no valid checkpoint; --model needs a run that has one, or a generator.safetensors")
     return found
 
 
 def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
-    """The generator of a file's bytes, in eval mode; `url` is where they come from.
+    """The generator of a safetensors file's bytes, in eval mode. Nothing in the file is executed.
 
-    The file says itself which recipe it is of. Nothing in it is executed. Raises InputError naming the place, and the
-    first tensor that is not what the recipe makes.
+    The recipe is in the file's metadata. Raises InputError naming `url`, where the bytes are from, and the first tensor
+    that does not match the recipe.
     """
     generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
     try:
         weights = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{url}: not a whole safetensors file ({error}); copy it again") from error
-    refuse_other_tensors(generator.state_dict(), weights, url, "the recipe in it makes another one; copy it again")
+        raise InputError(f"{url}: damaged safetensors file ({error}); copy it again") from error
+    refuse_other_tensors(generator.state_dict(), weights, url, "its recipe describes another one; copy it again")
     generator.load_state_dict(weights)
     return generator.to(device).eval()
 
 
 def _recipe_text(data: bytes, place: str) -> str:
-    """The recipe among a safetensors file's metadata: a length in 8 bytes, a JSON header, the tensors."""
+    """The recipe in a safetensors file's metadata. The format: header size in 8 bytes, JSON header, tensors."""
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return header["__metadata__"]["recipe"]
+        recipe: str = header["__metadata__"]["recipe"]
+        return recipe
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{place}: no generator with its recipe; take a generator.safetensors of a run") from error
+        raise InputError(f"{place}: not a generator with its recipe; use the generator.safetensors of a run") from error

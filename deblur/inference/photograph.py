@@ -1,8 +1,9 @@
-"""Photographs as files and as pixels: upright, with their alpha, their grey and their colour profile."""
+"""Reads and writes photographs, keeping orientation, alpha, grey and colour profile."""
 
 import contextlib
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,15 +15,15 @@ from deblur.data.pictures import open_picture
 
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}  # else JPEG
 _WITHOUT_ALPHA = ("JPEG", "BMP")
-_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that libjpeg and libwebp write
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # in pixels, limits of libjpeg and libwebp
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """What a file holds, upright."""
+    """The content of a file, with its EXIF orientation applied."""
 
     pixels: np.ndarray
-    """[H, W, 3] uint8 RGB; three equal channels where grey."""
+    """[H, W, 3] uint8 RGB; three equal channels if grey."""
     alpha: np.ndarray | None
     """[H, W] uint8."""
     grey: bool
@@ -31,13 +32,13 @@ class Photograph:
 
 
 def read_photograph(data: bytes, name: str) -> Photograph:
-    """Decodes a file. Raises InputError with its name where that cannot be done without loss of meaning."""
+    """Decodes a file. Raises InputError with its name if it is not a single photograph of 8 or 16 bits."""
     picture = open_picture(data, name)
-    # A phone's MPO is one photograph; what follows in it are depth and brightness maps.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise InputError(f"{name}: holds {picture.n_frames} pictures; split it into files of one")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a phone's MPO is one photograph, then depth and gain maps
+        raise InputError(f"{name}: holds {frames} pictures; split it into one file each")
     if picture.mode in ("I", "F"):
-        raise InputError(f"{name}: holds {picture.mode} values of 32 bits, no photograph; convert it to 8 or 16 bits")
+        raise InputError(f"{name}: has 32 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits")
     try:
         return _photograph(_upright(picture))
     except Exception as error:
@@ -57,16 +58,16 @@ def _photograph(picture: PIL.Image.Image) -> Photograph:
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    picture.load()  # what does not decode is not to be taken for broken EXIF
+    picture.load()  # errors here are not caused by EXIF
     try:
         return PIL.ImageOps.exif_transpose(picture)
-    except Exception:  # its pixels are whole; damaged EXIF raises a dozen kinds
+    except Exception:  # damaged EXIF raises many kinds of errors; the pixels are intact
         return picture
 
 
 def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey of 16 bits in 8, with alpha where one of its values means clear."""
-    # By hand: Pillow clips at 255 in some versions and takes the high byte in others.
+    """16-bit to 8-bit grey, with alpha if one value means transparent."""
+    # Not by Pillow: some versions clip at 255, others take the high byte.
     values = np.asarray(picture).astype(np.float32)
     grey = PIL.Image.fromarray((values / 257).round().astype(np.uint8))
     clear = picture.info.get("transparency")
@@ -76,21 +77,21 @@ def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _in_srgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB of a picture whose channels are others; by its profile where it has one that can be read."""
+    """Converts CMYK or LAB to sRGB, by the picture's colour profile if it has a valid one."""
     profile = picture.info.get("icc_profile")
     if profile:
         with contextlib.suppress(PIL.ImageCms.PyCMSError, OSError):
             own, srgb = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
-            picture = PIL.ImageCms.profileToProfile(picture, own, srgb, outputMode="RGB")
+            picture = PIL.ImageCms.profileToProfile(picture, own, srgb, outputMode="RGB") or picture
     picture = picture.convert("RGB")
     picture.info.pop("icc_profile", None)
     return picture
 
 
 def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suffix: str) -> bytes:
-    """Other pixels, [H, W, 3] uint8 RGB, with all else that the photograph had, as the bytes of a file.
+    """The bytes of a file with new pixels, [H, W, 3] uint8 RGB, and the photograph's alpha, grey and colour profile.
 
-    Raises InputError where the format that the suffix means cannot hold it.
+    Raises InputError if the suffix's format cannot hold them.
     """
     if reason := obstacle(photograph, suffix):
         raise InputError(f"{name}: {reason}; rename it to .png")
@@ -100,16 +101,16 @@ def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suff
         picture = picture.convert("L")
     if photograph.alpha is not None:
         picture.putalpha(PIL.Image.fromarray(photograph.alpha))
-    # WebP has no grey: it becomes RGB, of which a profile of greys says nothing.
+    # WebP has no grey: the picture becomes RGB, to which a grey profile does not apply.
     profile = None if photograph.grey and kind == "WEBP" else photograph.profile
     out = io.BytesIO()
-    options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+    options: dict[str, Any] = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
     picture.save(out, kind, icc_profile=profile, **options)
     return out.getvalue()
 
 
 def obstacle(photograph: Photograph, suffix: str) -> str:
-    """Why a file of the format that the suffix means cannot hold a photograph; empty where it can."""
+    """Why the suffix's format cannot hold the photograph; empty if it can."""
     kind = _FORMATS.get(suffix.lower(), "JPEG")
     height, width = photograph.pixels.shape[:2]
     if photograph.alpha is not None and kind in _WITHOUT_ALPHA:

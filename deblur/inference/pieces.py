@@ -1,8 +1,8 @@
-"""Pieces of pictures through a generator: several of one size at once, each normalised as the picture it is of.
+"""Runs pieces of pictures through a generator in batches, with the InstanceNorm statistics of their whole picture.
 
-InstanceNorm divides by statistics of its whole input. A tile's own would give every tile another contrast, so tiles get
-those of their picture: measured by one pass over tiles that do not overlap, then given to every tile of it. They go
-with the piece, not with the network, so that pieces of different pictures share a batch.
+InstanceNorm normalises by statistics of its whole input. Per-tile statistics would give every tile another contrast, so
+tiles use those of their picture, measured by one pass over non-overlapping tiles. They belong to the piece, not to the
+network, so that pieces of different pictures can share a batch.
 """
 
 import copy
@@ -19,34 +19,37 @@ from deblur.models.pixels import from_uint8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
-    """A picture or a part of one, and what is asked of it: to be restored, or to be measured."""
+    """A picture or a part of one, to be restored or measured."""
 
     pixels: np.ndarray
     """[h, w, 3] uint8 RGB."""
     statistics: Tensor | None = None
-    """[2, C] float32, mean and variance at all InstanceNorms, one behind the other; None: the piece's own."""
+    """[2, C] float32: mean and variance at all InstanceNorms, concatenated; None for the piece's own."""
     measured: bool = False
+    """Measure statistics instead of restoring."""
 
     @property
     def kind(self) -> tuple[int, int, bool, bool]:
-        """Pieces of one kind fit into one batch."""
-        return *self.pixels.shape[:2], self.statistics is not None, self.measured
+        """Pieces of one kind can share a batch."""
+        height, width = self.pixels.shape[:2]
+        return height, width, self.statistics is not None, self.measured
 
     @property
     def num_pixels(self) -> int:
         """Height times width."""
-        return self.pixels.shape[0] * self.pixels.shape[1]
+        height, width = self.pixels.shape[:2]
+        return int(height * width)
 
 
 class PieceRunner:
-    """A generator that takes batches of pieces. One thread may use it."""
+    """Runs batches of pieces through a generator. Not thread-safe."""
 
     def __init__(self, generator: nn.Module, device: torch.device | str) -> None:
-        """`generator` in eval mode, on the device; its weights are shared, it stays as it is."""
+        """`generator` in eval mode, on the device; it is not modified, and its weights are shared."""
         tensors = [*generator.parameters(), *generator.buffers()]
-        self._generator = copy.deepcopy(generator, {id(tensor): tensor for tensor in tensors})
+        self._generator: nn.Module = copy.deepcopy(generator, {id(tensor): tensor for tensor in tensors})
         self._device = device
-        self._norms = []
+        self._norms: list[_PictureNorm] = []
         for name, module in list(self._generator.named_modules()):
             if isinstance(module, nn.InstanceNorm2d):
                 norm = _PictureNorm(module)
@@ -59,30 +62,31 @@ class PieceRunner:
 
     @property
     def has_statistics(self) -> bool:
-        """Whether the tiles of a picture need statistics of all of it."""
+        """Whether tiles need the statistics of their whole picture."""
         return self.num_channels > 0
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """What was asked of pieces of one kind, float32 on the CPU, in their order. Raises torch.OutOfMemoryError.
+        """Results of pieces of one kind, in their order, on the CPU. Raises torch.OutOfMemoryError.
 
-        [3, h, w]  restored, RGB in [-1, 1]
-        [3, C]     measured: sums of values, of their squares, and of ones, at all InstanceNorms; float64
+        [3, h, w]  restored: RGB in [-1, 1], float32
+        [3, C]     measured: sums of values, of squares, and of ones, at all InstanceNorms, float64
         """
         (kind,) = {piece.kind for piece in pieces}
-        *_, given, measured = kind
+        *_, measured = kind
         pictures = torch.from_numpy(np.stack([piece.pixels for piece in pieces])).to(self._device)
-        self._give(torch.stack([piece.statistics for piece in pieces]) if given else None, measured)
+        given = [piece.statistics for piece in pieces if piece.statistics is not None]
+        self._set_statistics(torch.stack(given) if given else None, measured)
         try:
             restored = self._generator(from_uint8(pictures.permute(0, 3, 1, 2)))
             if measured:
-                return list(torch.cat([norm.sums for norm in self._norms], dim=2).cpu())
+                return list(torch.cat([norm.sums for norm in self._norms if norm.sums is not None], dim=2).cpu())
             return list(restored.float().cpu())
         finally:
-            self._give(None, False)
+            self._set_statistics(None, False)
 
-    def _give(self, statistics: Tensor | None, measured: bool) -> None:
-        """Tells each norm what it is to use, [B, 2, C] of all of them, and whether to measure."""
+    def _set_statistics(self, statistics: Tensor | None, measured: bool) -> None:
+        """Sets each norm's part of the statistics [B, 2, C], and whether to measure."""
         start = 0
         for norm in self._norms:
             stop = start + norm.own.num_features
@@ -91,13 +95,13 @@ class PieceRunner:
 
 
 def statistics_of(sums: Tensor) -> Tensor:
-    """[2, C] float32, mean and variance, from sums [3, C] as `PieceRunner.run` measures them, of all of a picture."""
+    """[2, C] float32, mean and variance, from the sums [3, C] that `PieceRunner.run` measured over a whole picture."""
     mean, square = sums[:2] / sums[2]
     return torch.stack([mean, square - mean**2]).float()
 
 
 class _PictureNorm(nn.Module):
-    """An InstanceNorm that can be told which statistics to use, for each picture of a batch."""
+    """An InstanceNorm with optional given statistics for each picture of a batch."""
 
     def __init__(self, own: nn.InstanceNorm2d) -> None:
         super().__init__()
@@ -111,11 +115,11 @@ class _PictureNorm(nn.Module):
             variance, mean = (moment.double() for moment in torch.var_mean(x, dim=(2, 3), correction=0))
             self.sums = x[0, 0].numel() * torch.stack([mean, variance + mean**2, torch.ones_like(mean)], dim=1)
         if self.given is None:
-            return self.own(x)
-        # BatchNorm with constant statistics, of a single picture with the channels of all.
+            own: Tensor = self.own(x)
+            return own
+        # BatchNorm with constant statistics, with the batch folded into the channels.
         mean, variance = (moment.flatten() for moment in self.given.unbind(1))
-        scale = (None, None)
-        if self.own.affine:
-            scale = (self.own.weight.repeat(len(x)), self.own.bias.repeat(len(x)))
+        weight = self.own.weight.repeat(len(x)) if self.own.affine else None
+        bias = self.own.bias.repeat(len(x)) if self.own.affine else None
         one = x.reshape(1, -1, *x.shape[2:])
-        return F.batch_norm(one, mean, variance, *scale, eps=self.own.eps).reshape(x.shape)
+        return F.batch_norm(one, mean, variance, weight, bias, eps=self.own.eps).reshape(x.shape)

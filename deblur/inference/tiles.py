@@ -1,11 +1,11 @@
-"""Pictures of any size through a generator: whole where memory allows, else in overlapping tiles.
+"""Restores pictures of any size: whole if memory allows, otherwise in overlapping tiles.
 
-A tile starts where strides fall on the same pixels as in the whole picture, and only its inner part counts: the outer
-`margin` pixels are context, thrown away except at the borders of the picture, where padding is what the whole picture
-has too. Inner parts meet in linear ramps.
+Tiles start where strides fall on the same pixels as in the whole picture. The outer `margin` pixels of a tile are only
+context and are discarded, except at the picture's borders, where the padding is that of the whole picture. The inner
+parts are blended with linear ramps.
 
-What is computed next is a generator's `yield`; who computes it, alone (`restore_picture`) or with pieces of other
-pictures (deblur/app/batching.py), is not known here.
+The steps are Python generators that yield the pieces to compute next, so that these can be computed alone
+(`restore_picture`) or in batches with other pictures' pieces (deblur/app/batching.py).
 """
 
 import itertools
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from deblur.inference.pieces import Piece, PieceRunner, statistics_of
 from deblur.models.pixels import to_uint8
 
-# Tiles start at multiples of it: the U-Net halves the picture eight times, the ResNet twice.
+# Tiles start at its multiples: the U-Net halves the picture eight times, the ResNet twice.
 FACTOR = 256
-# What a pixel depends on in the ResNet of 9 blocks: two 3x3 convolutions a block at a quarter of the resolution are
-# 2 x 4 pixels each, 72 in all; the stem, both halvings, both doublings and the last 7x7 layer add 18 at most. The U-Net
-# sees all of a picture: its tiles are an approximation.
+# At least the receptive radius of the ResNet with 9 blocks: two 3x3 convolutions per block at a quarter of the
+# resolution are 2 x 4 pixels, 72 in all; first layer, halvings, doublings and the last 7x7 layer add at most 18. The
+# U-Net's receptive field is the whole picture: its tiles are an approximation.
 MARGIN = 96
 RAMP = 16  # pixels over which one tile fades into the next
 TILE = 1024
-MAX_PIXELS = 4_000_000  # the paper's generator takes about 1 KB a pixel
+MAX_PIXELS = 4_000_000  # the paper's generator needs about 1 KB per pixel
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def restore_picture(
     max_pixels: int = MAX_PIXELS,
     tile: int = TILE,
 ) -> np.ndarray:
-    """The restored picture; in tiles of `tile` pixels beyond `max_pixels`, or where a GPU has no memory for the whole.
+    """Restores a picture; in tiles of `tile` pixels if it exceeds `max_pixels` or the GPU's memory.
 
     generator  in eval mode, on the device
     picture    [H, W, 3]  uint8 RGB
@@ -49,10 +49,10 @@ def restore_picture(
     """
     runner = PieceRunner(generator, device)
     steps = restoring(picture, runner.has_statistics, max_pixels=max_pixels, tile=tile)
-    found = advance(steps)
-    while isinstance(found, list):
-        found = advance(steps, _results(runner, found))
-    return found
+    wanted = advance(steps)
+    while isinstance(wanted, list):
+        wanted = advance(steps, _results(runner, wanted))
+    return wanted
 
 
 def _results(runner: PieceRunner, pieces: list[Piece]) -> list[Tensor] | torch.OutOfMemoryError:
@@ -63,52 +63,55 @@ def _results(runner: PieceRunner, pieces: list[Piece]) -> list[Tensor] | torch.O
 
 
 Steps = Generator[list[Piece], list[Tensor], np.ndarray]
-"""Asks for pieces, is sent their results (see `PieceRunner.run`), returns the picture; see `advance`."""
+"""Yields pieces, is sent their results (see `PieceRunner.run`), returns the picture; see `advance`."""
 
 
 def advance(steps: Steps, results: list[Tensor] | torch.OutOfMemoryError | None = None) -> list[Piece] | np.ndarray:
-    """The pieces that are to be computed next, or the picture at the end; `results` of the pieces asked for before."""
+    """The pieces to compute next, or finally the picture; `results` are those of the previous pieces."""
     try:
-        return steps.throw(results) if isinstance(results, torch.OutOfMemoryError) else steps.send(results)
+        if isinstance(results, torch.OutOfMemoryError):
+            return steps.throw(results)
+        return next(steps) if results is None else steps.send(results)
     except StopIteration as end:
-        return end.value
+        picture: np.ndarray = end.value
+        return picture
 
 
 def restoring(picture: np.ndarray, has_statistics: bool, *, max_pixels: int = MAX_PIXELS, tile: int = TILE) -> Steps:
-    """The steps of `restore_picture`; `has_statistics` as the generator's `PieceRunner`."""
+    """The steps of `restore_picture`; for `has_statistics` see `PieceRunner`."""
     height, width = picture.shape[:2]
     if height * width <= max_pixels:
         try:
             (whole,) = yield [Piece(pixels=picture)]
             return _as_picture(whole)
         except torch.OutOfMemoryError:
-            log.warning("no GPU memory for %d x %d pixels at once", width, height)
+            log.warning("not enough GPU memory for %d x %d pixels at once", width, height)
         torch.cuda.empty_cache()
-    log.info("%dx%d is restored in tiles of %d pixels", width, height, tile)
+    log.info("restoring %dx%d pixels in tiles of %d", width, height, tile)
     return _as_picture((yield from restoring_tiled(picture, has_statistics, tile=tile)))
 
 
 def restoring_tiled(
     picture: np.ndarray, has_statistics: bool, *, tile: int = TILE, margin: int = MARGIN
 ) -> Generator[list[Piece], list[Tensor], Tensor]:
-    """The steps to one picture restored tile by tile; the generator's memory is a tile's.
+    """The steps of restoring one picture tile by tile, in the memory of one tile.
 
-    With BatchNorm the result is the whole picture's but for rounding, if `margin` covers the receptive field. With
-    InstanceNorm it is close: see `_measuring`.
+    With BatchNorm the result equals the whole picture's except for rounding, if `margin` covers the receptive field.
+    With InstanceNorm it is an approximation: see `_measuring`.
 
     picture  [H, W, 3]  uint8 RGB
-    tile     longest side of a tile in pixels, at least 2 x margin + RAMP + FACTOR (ValueError otherwise)
+    tile     maximum side of a tile in pixels, at least 2 x margin + RAMP + FACTOR (ValueError otherwise)
     returns  [3, H, W]  float32, RGB in [-1, 1]
     """
     height, width = picture.shape[:2]
     overlap = 2 * margin + RAMP
     if tile < overlap + FACTOR:
-        raise ValueError(f"tiles of {tile} pixels are too small: with their context they need {overlap + FACTOR}")
+        raise ValueError(f"tile is {tile} pixels; with its context it must be at least {overlap + FACTOR}")
     statistics = (yield from _measuring(picture, tile)) if has_statistics and max(height, width) > tile else None
     rows, columns = spans(height, tile, overlap), spans(width, tile, overlap)
     row_weights, column_weights = ramps(rows, margin), ramps(columns, margin)
     restored = torch.zeros(3, height, width)
-    for y, row_weight in zip(rows, row_weights, strict=True):  # a row at a time: results are four times the pixels
+    for y, row_weight in zip(rows, row_weights, strict=True):  # row by row: results take four times the pixels' memory
         pieces = yield [Piece(pixels=picture[y, x], statistics=statistics) for x in columns]
         for x, column_weight, piece in zip(columns, column_weights, pieces, strict=True):
             restored[..., y, x] += piece * row_weight[:, None] * column_weight
@@ -116,27 +119,27 @@ def restoring_tiled(
 
 
 def _measuring(picture: np.ndarray, tile: int) -> Generator[list[Piece], list[Tensor], Tensor]:
-    """The step to the statistics of a picture, [2, C], from tiles that do not overlap.
+    """The step that measures a picture's statistics, [2, C], on non-overlapping tiles.
 
-    It is an approximation, as the tiles of that pass are normalised by their own: a trained small ResNet came to
-    49-70 dB of the whole picture instead of 43-56 (more passes diverge).
+    An approximation, as this pass normalises tiles by their own statistics: with a small trained ResNet, 49-70 dB PSNR
+    to the result of the whole picture instead of 43-56 dB (more passes diverge).
     """
-    apart = itertools.product(_cuts(picture.shape[0], tile), _cuts(picture.shape[1], tile))
-    sums = yield [Piece(pixels=picture[y, x], measured=True) for y, x in apart]
+    tiles = itertools.product(_cuts(picture.shape[0], tile), _cuts(picture.shape[1], tile))
+    sums = yield [Piece(pixels=picture[y, x], measured=True) for y, x in tiles]
     return statistics_of(torch.stack(sums).sum(dim=0))
 
 
 def _as_picture(restored: Tensor) -> np.ndarray:
     """[3, H, W] floats as [H, W, 3] uint8."""
     picture = np.empty((*restored.shape[1:], 3), np.uint8)
-    for top in range(0, len(picture), FACTOR):  # rounding all at once would take three times the floats
+    for top in range(0, len(picture), FACTOR):  # rounding all at once would take three times the memory
         rows = slice(top, top + FACTOR)
         picture[rows] = to_uint8(restored[:, rows]).permute(1, 2, 0).numpy()
     return picture
 
 
 def spans(length: int, tile: int, overlap: int) -> list[slice]:
-    """Evenly spread pieces of an axis, none longer than `tile`, that share at least `overlap` pixels."""
+    """Evenly spread pieces of an axis, at most `tile` long, that overlap by at least `overlap` pixels."""
     last = math.ceil(max(0, length - tile) / FACTOR) * FACTOR
     gaps = math.ceil(last / ((tile - overlap) // FACTOR * FACTOR))
     starts = [last * i // max(1, gaps) // FACTOR * FACTOR for i in range(gaps + 1)]
@@ -144,13 +147,13 @@ def spans(length: int, tile: int, overlap: int) -> list[slice]:
 
 
 def _cuts(length: int, tile: int) -> list[slice]:
-    """The axis in pieces, none longer than `tile`, that share nothing."""
+    """Adjacent pieces of an axis, at most `tile` long."""
     starts = [piece.start for piece in spans(length, tile, 0)]
     return [slice(*ends) for ends in itertools.pairwise([*starts, length])]
 
 
 def ramps(pieces: list[slice], margin: int) -> list[Tensor]:
-    """Weights of each piece at its own pixels, float32; those of all pieces at a pixel of the axis sum to one."""
+    """Blending weights of each piece's pixels, float32; they sum to one at every pixel of the axis."""
     length = pieces[-1].stop
     total, weights = torch.zeros(length), []
     for piece in pieces:

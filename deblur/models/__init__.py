@@ -1,4 +1,4 @@
-"""The networks, their weights, and pixels as the networks' values.
+"""The networks, their weights, and the conversion of pixels to network values.
 
 May import deblur.config and cluster.
 """

@@ -1,4 +1,4 @@
-"""From a recipe to its networks."""
+"""Builds the networks of a recipe."""
 
 from torch import nn
 
@@ -8,18 +8,20 @@ from deblur.models.generator import ResNetGenerator, UNetGenerator
 
 
 def build_generator(recipe: Recipe) -> nn.Module:
-    """The generator of a recipe, with fresh weights from torch's global random state."""
-    wanted = recipe.generator
-    shared = {"filters": wanted.filters, "norm": wanted.norm, "dropout": wanted.dropout}
-    shared |= {"upsampling": wanted.upsampling, "output": wanted.output}
-    if wanted.architecture == "unet":
-        return UNetGenerator(**shared)
-    return ResNetGenerator(blocks=wanted.blocks, **shared)
+    """The generator of a recipe, with initial weights from torch's global random state."""
+    g = recipe.generator
+    if g.architecture == "unet":
+        return UNetGenerator(
+            filters=g.filters, norm=g.norm, dropout=g.dropout, upsampling=g.upsampling, output=g.output
+        )
+    return ResNetGenerator(
+        filters=g.filters, blocks=g.blocks, norm=g.norm, dropout=g.dropout, upsampling=g.upsampling, output=g.output
+    )
 
 
 def build_critic(recipe: Recipe) -> nn.Module:
-    """The critic of a recipe, with fresh weights from torch's global random state."""
-    wanted = recipe.critic
-    if wanted.architecture == "dense":
-        return DenseCritic(filters=wanted.filters, norm=wanted.norm, crop=recipe.data.crop)
-    return PatchCritic(filters=wanted.filters, layers=wanted.layers, norm=wanted.norm)
+    """The critic of a recipe, with initial weights from torch's global random state."""
+    c = recipe.critic
+    if c.architecture == "dense":
+        return DenseCritic(filters=c.filters, norm=c.norm, crop=recipe.data.crop)
+    return PatchCritic(filters=c.filters, layers=c.layers, norm=c.norm)

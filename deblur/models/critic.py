@@ -1,4 +1,4 @@
-"""Critics: a picture in, scores out; a higher score says sharper.
+"""Critics: pictures to scores; higher means sharper.
 
 Pictures are RGB [B, 3, H, W] in [-1, 1].
 """
@@ -13,8 +13,8 @@ from deblur.models.layers import Norm, initialise, normalise
 class PatchCritic(nn.Module):
     """PatchGAN (arXiv:1611.07004, section 6.1.2): one score for every patch, 70x70 pixels with 3 layers.
 
-    Padding is 1 as in pix2pix; DeblurGAN's code has 2, which scores patches that are mostly border. No sigmoid.
-    With 64 filters, 3 layers and InstanceNorm 2,764,737 parameters.
+    Padding is 1 as in pix2pix; DeblurGAN's code has 2, which also scores patches that are mostly border. No sigmoid.
+    2,764,737 parameters with 64 filters, 3 layers and InstanceNorm.
     """
 
     def __init__(self, *, filters: int = 64, layers: int = 3, norm: Norm) -> None:
@@ -26,7 +26,7 @@ class PatchCritic(nn.Module):
             stages += [PenalisedConv2d(widths[level - 1], widths[level], 4, stride, 1)]
             stages += [normalise(norm, widths[level]), nn.LeakyReLU(0.2, True)]
         self.stages = nn.Sequential(*stages, PenalisedConv2d(widths[-1], 1, 4, 1, 1))
-        # The last norm then has 2x2 values, and one score is left.
+        # Leaves 2x2 values for the last norm, and one score.
         self.smallest = 3 * 2**layers
         initialise(self)
 
@@ -35,26 +35,27 @@ class PatchCritic(nn.Module):
         height, width = pictures.shape[-2:]
         if min(height, width) < self.smallest:
             raise InputError(
-                f"the critic got pictures of {height}x{width}; it needs {self.smallest}x{self.smallest} or more: "
-                f"raise --crop or lower --critic.layers"
+                f"the critic got pictures of {height}x{width} but needs at least {self.smallest}x{self.smallest}: "
+                "raise --crop or lower --critic.layers"
             )
-        return self.stages(pictures)
+        scores: Tensor = self.stages(pictures)
+        return scores
 
 
 class DenseCritic(nn.Module):
-    """The critic of the article 'GAN on Keras: an app that removes blur': one score in (0, 1) for a picture.
+    """The critic of the article 'GAN on Keras: an app that removes blur': one score in (0, 1) per picture.
 
-    Convolutions to a map of one channel, then two dense layers, so the size of pictures is fixed. As in the article's
-    code the second convolution has as many filters as the first. BatchNorm has torch's epsilon and momentum.
+    Convolutions to a one-channel map, then two dense layers, so the picture size is fixed. As in the article's code
+    the second convolution has as many filters as the first. BatchNorm has torch's epsilon and momentum.
     """
 
     def __init__(self, *, filters: int = 64, norm: Norm = "batch", crop: int) -> None:
         super().__init__()
         if crop < 32:
-            raise InputError(f"data.crop is {crop}; the dense critic halves it four times and needs 32 or more")
+            raise InputError(f"data.crop is {crop}; the dense critic halves it four times and needs at least 32")
         f, side = filters, crop // 16
         self.crop = crop
-        self.stages = nn.Sequential(  # halvings equal Keras' "same" where the crop is a multiple of 16
+        self.stages = nn.Sequential(  # equal to Keras' "same" padding if the crop is a multiple of 16
             PenalisedConv2d(3, f, 4, 2, 1),
             nn.LeakyReLU(0.2, True),
             *_halving(f, f, norm),
@@ -78,9 +79,10 @@ class DenseCritic(nn.Module):
             height, width = pictures.shape[-2:]
             raise InputError(
                 f"the dense critic was built for {self.crop}x{self.crop} pixels and got {height}x{width}: "
-                f"set --crop to the pictures' size or choose --critic.architecture patch"
+                "set --crop to the pictures' size, or choose --critic.architecture patch"
             )
-        return self.judge(self.stages(pictures))
+        scores: Tensor = self.judge(self.stages(pictures))
+        return scores
 
 
 def _halving(channels: int, out: int, norm: Norm) -> list[nn.Module]:

@@ -1,6 +1,7 @@
-"""Generators: a blurred picture in, a restored one of the same size out.
+"""Generators: blurred pictures to restored ones of the same size.
 
-Pictures are RGB [B, 3, H, W] in [-1, 1]; any H and W from 1 on. Both networks learn what to add to the blurred picture.
+Pictures are RGB [B, 3, H, W] in [-1, 1]; H and W are at least 1. Both networks predict a residual to the blurred
+picture.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Output = Literal["clamp", "mean"]
 class ResNetGenerator(nn.Module):
     """Two downsamplings, residual blocks, two upsamplings (arXiv:1711.07064, figure 3, after arXiv:1603.08155).
 
-    Convolutions have a bias in front of any norm: with 9 blocks, 64 filters and InstanceNorm 11,378,179 parameters.
+    Convolutions keep their bias before a norm: 11,378,179 parameters with 9 blocks, 64 filters and InstanceNorm.
     """
 
     def __init__(
@@ -37,18 +38,18 @@ class ResNetGenerator(nn.Module):
         self.output: Output = output
         initialise(self, he=norm == "none")
         if norm == "none":
-            self._begin_near_identity()
+            self._scale_initial_residuals()
 
     @torch.no_grad()
-    def _begin_near_identity(self) -> None:
-        """Makes the branches small: unnormalised sums of them would begin, and often stay, far from any picture."""
-        for block in self.blocks:
-            block.change[-2].weight.mul_(0.1)
-        self.last[1].weight.mul_(0.01)
+    def _scale_initial_residuals(self) -> None:
+        """Starts near the identity: unnormalised sums would start, and often stay, far from any picture."""
+        layers = [(block.get_submodule("change.6"), 0.1) for block in self.blocks] + [(self.last[1], 0.01)]
+        for layer, scale in layers:
+            layer.get_parameter("weight").mul_(scale)
 
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same."""
-        # 2x2 pixels after two halvings is the least that can be mirrored by 1 and normalised.
+        # Two halvings must leave 2x2 pixels, the minimum for reflection padding and InstanceNorm.
         x = _pad(blurred, multiple=4, smallest=8)  # [B, 3, H', W']
         x = self.first(x)  #                         [B, f, H', W']
         x = self.down1(x)  #                         [B, 2f, H'/2, W'/2]
@@ -77,14 +78,15 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.change(x)
+        changed: Tensor = x + self.change(x)
+        return changed
 
 
 class UNetGenerator(nn.Module):
-    """pix2pix' U-Net (arXiv:1611.07004, section 6.1.1): halvings down to the bottom, doublings back, skips across.
+    """pix2pix' U-Net (arXiv:1611.07004, section 6.1.1): `depth` halvings, as many doublings, skip connections.
 
-    As in pix2pix' PyTorch code BatchNorm goes without biases (54,413,955 parameters at depth 8), and dropout
-    follows the deep doublings alone. H and W are padded to multiples of 2**depth.
+    As in pix2pix' PyTorch code convolutions before BatchNorm have no bias (54,413,955 parameters at depth 8), and only
+    the deep doublings have dropout. H and W are padded to multiples of 2**depth.
     """
 
     def __init__(
@@ -104,9 +106,9 @@ class UNetGenerator(nn.Module):
         for level in range(depth):
             inner, outer = widths[level], widths[level - 1] if level else 3
             outermost, innermost = level == 0, level == depth - 1
-            # A bottom of 1x1 has no deviation to be divided by, and the first layer sees the picture as it is.
+            # At the bottom, 1x1 pixels have no variance; the first layer gets the picture as it is.
             down_norm = "none" if outermost or innermost else norm
-            before = [] if outermost else [nn.LeakyReLU(0.2)]  # not in place: the skip takes the same tensor
+            before = [] if outermost else [nn.LeakyReLU(0.2)]  # not in place: the skip connection uses the same tensor
             self.downs.append(
                 nn.Sequential(*before, nn.Conv2d(outer, inner, 4, 2, 1, bias=bias), normalise(down_norm, inner))
             )
@@ -132,7 +134,7 @@ class UNetGenerator(nn.Module):
         return _OUTPUTS[self.output](_crop(x, blurred), blurred)
 
 
-# From the last tanh, [B, 3, H, W] in (-1, 1), and the blurred picture to the restored one.
+# (output of the last tanh, [B, 3, H, W] in (-1, 1); blurred picture) -> restored picture.
 _OUTPUTS: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
     "clamp": lambda change, blurred: (change + blurred).clamp(-1, 1),
     "mean": lambda change, blurred: (change + blurred) / 2,
@@ -140,10 +142,9 @@ _OUTPUTS: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _doubling(upsampling: Upsampling, channels: int, out: int, kernel: int, bias: bool = True) -> nn.Module:
-    """[B, channels, H, W] -> [B, out, 2H, 2W]; `kernel` (3 or 4) is of the transposed convolution.
+    """[B, channels, H, W] -> [B, out, 2H, 2W]; `kernel` (3 or 4) is the transposed convolution's.
 
-    Resize and convolve: each output pixel sees as many weights as its neighbours, so there is no checkerboard
-    (Odena et al. 2016, doi:10.23915/distill.00003).
+    Resize and convolve avoids checkerboard artefacts (Odena et al. 2016, doi:10.23915/distill.00003).
     """
     if upsampling == "resize":
         return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, out, 3, padding=1, bias=bias))
@@ -155,13 +156,13 @@ def _dropout(share: float) -> list[nn.Module]:
 
 
 def _pad(pictures: Tensor, multiple: int, smallest: int) -> Tensor:
-    """Repeats the last row and column until H and W are multiples of `multiple` and at least `smallest`."""
+    """Replicates the last row and column until H and W are multiples of `multiple` and at least `smallest`."""
     height, width = pictures.shape[-2:]
     down, right = (max(-side % multiple, smallest - side) for side in (height, width))
-    # Repeated, not mirrored: a mirror is no wider than the picture.
+    # Not reflected: reflection padding must be smaller than the picture.
     return F.pad(pictures, (0, right, 0, down), mode="replicate") if down or right else pictures
 
 
 def _crop(padded: Tensor, pictures: Tensor) -> Tensor:
-    """The part of `padded` that lies over `pictures`."""
+    """`padded` at the size of `pictures`."""
     return padded[..., : pictures.shape[-2], : pictures.shape[-1]]

@@ -1,6 +1,4 @@
-"""What generators and critics share: the choice of normalisation, and the first weights; and two layers of torch's
-that are slow on CPUs.
-"""
+"""Layers that generators and critics share, and weight initialisation. Two layers replace torch's, slow on CPUs."""
 
 from typing import Literal
 
@@ -12,18 +10,19 @@ Norm = Literal["instance", "batch", "none"]
 
 
 def normalise(norm: Norm, channels: int) -> nn.Module:
-    """The layer that normalises [B, channels, H, W]; InstanceNorm has neither weights nor memory, as in DeblurGAN."""
-    layers = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}
-    return layers[norm](channels)
+    """Normalises [B, channels, H, W]; InstanceNorm without affine weights or running statistics, as in DeblurGAN."""
+    if norm == "none":
+        return nn.Identity()
+    return nn.InstanceNorm2d(channels) if norm == "instance" else nn.BatchNorm2d(channels)
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether what it says of an image depends on the others in the batch."""
+    """Whether a network's output for an image depends on the rest of the batch."""
     return any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in network.modules())
 
 
 class Dropout(nn.Dropout):
-    """torch's, with a mask that is drawn four times as fast on a CPU; there it was a fifteenth of an update."""
+    """Draws masks four times as fast as torch on CPUs, where they took a fifteenth of an update."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
@@ -33,7 +32,7 @@ class Dropout(nn.Dropout):
 
 
 class ReflectionPad2d(nn.ReflectionPad2d):
-    """torch's, in the dtype that comes in: autocast on a CPU would copy to float32 and back."""
+    """Keeps the input's dtype: on CPUs, autocast would convert to float32 and back."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -41,9 +40,9 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
 
 def initialise(network: nn.Module, *, he: bool = False) -> None:
-    """Draws first weights from torch's global generator, as DeblurGAN does; biases are 0.
+    """Draws initial weights from torch's global generator, as DeblurGAN does; biases are 0.
 
-    `he` is for generators in which no layer normalises: nothing else sets the scale of activations (arXiv:1502.01852).
+    `he` is for generators without normalisation: nothing else sets the scale of activations (arXiv:1502.01852).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -53,7 +52,7 @@ def initialise(network: nn.Module, *, he: bool = False) -> None:
                 nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-        elif isinstance(module, nn.Linear):  # DeblurGAN has none; Keras, and so the article, draws them like this
+        elif isinstance(module, nn.Linear):  # the default of Keras, and so the article's; DeblurGAN has none
             nn.init.xavier_uniform_(module.weight)
         else:
             continue

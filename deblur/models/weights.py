@@ -1,4 +1,4 @@
-"""State dicts: from files, buckets and torchvision, without running code from them; compared tensor by tensor."""
+"""Loads state dicts from files, buckets and torchvision without executing code from them, and validates them."""
 
 from io import BytesIO
 from typing import Any
@@ -10,45 +10,48 @@ from cluster.errors import InputError
 from cluster.storage import read_url
 
 
-def torchvision_weights(wanted: Any, hint: str) -> dict[str, Tensor]:
+def torchvision_weights(weights: Any, hint: str) -> dict[str, Tensor]:
     """The state dict of one of torchvision's weights (a WeightsEnum), from its cache or its server.
 
-    `hint` ends the message where it cannot be had (InputError).
+    Raises InputError, whose message ends with `hint`.
     """
     try:
-        return wanted.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except Exception as error:  # the network, the cache's folder or its file: the mend is the same
-        network = type(wanted).__name__.removesuffix("_Weights").lower()
-        reason = f"torchvision's {network} weights could not be had: {error}"
-        raise InputError(f"{wanted.url}: {reason}; {hint}") from error
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+        return state
+    except Exception as error:  # the network, the cache's folder or its file: the fix is the same
+        network = type(weights).__name__.removesuffix("_Weights").lower()
+        reason = f"cannot load torchvision's {network} weights: {error}"
+        raise InputError(f"{weights.url}: {reason}; {hint}") from error
 
 
 def read_weights(source: str, hint: str) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in one of torch.save; nothing in it is executed.
+    """The state dict in a .safetensors or torch.save file; nothing in it is executed.
 
     source  a file or s3:// URL
-    mend    ends the message where it holds no state dict (InputError)
+    hint    ends the message of the InputError for a file without a state dict
     """
     data = read_url(source)
     try:
         if source.endswith(".safetensors"):
-            import safetensors.torch  # not at the top: random weights, as on a bare machine, need it not
+            import safetensors.torch  # not at the top: random weights do not need it
 
             return safetensors.torch.load(data)
         state: Any = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen kinds
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{source}: holds no tensors that can be read without running code from it ({reason}); {hint}"
+            f"{source}: cannot load tensors without running code from the file ({reason}); {hint}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{source}: holds {type(state).__name__}, not a dict of names and tensors; {hint}")
+        raise InputError(f"{source}: expected a dict of names and tensors, found {type(state).__name__}; {hint}")
     return state
 
 
 def refuse_other_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], place: str, hint: str) -> None:
-    """Raises InputError naming the first tensor that is missing, of another shape, or not the network's."""
+    """Raises InputError naming the first tensor that is missing, unexpected, or has another shape."""
     for name in [*expected, *sorted(found)]:
-        wanted, came = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
-        if wanted != came:
-            raise InputError(f"{place}: weights of another network: tensor {name} is {came}, expected {wanted}; {hint}")
+        wanted, got = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
+        if wanted != got:
+            raise InputError(f"{place}: weights of another network: tensor {name} is {got}, expected {wanted}; {hint}")

@@ -22,9 +22,9 @@ from deblur.config import recipes
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.data.sample_set import blurred_photographs
-from deblur.evaluate import Settings
 from deblur.evaluation.detection import Detections, Matches
 from deblur.evaluation.evaluator import dataset_pairs, evaluate, folder_pairs
+from deblur.evaluation.measure import EvaluateSettings
 from deblur.evaluation.quality import DEFINITION
 from deblur.models.build import build_generator
 from tests.datasets import write_dataset
@@ -72,7 +72,7 @@ def test_scores_are_scikit_images_of_the_rounded_restoration_and_of_the_input() 
         assert (found.restored_psnr, found.restored_ssim) == pytest.approx(reference(blurred + 1, target), abs=1e-6)
 
 
-def test_judges_that_are_not_asked_give_no_scores() -> None:
+def test_metrics_that_are_not_enabled_give_no_scores() -> None:
     (found,) = evaluate(Brighter(), [("k", darker(photograph(0)), photograph(0))], "cpu")
     assert (found.blurred_lpips, found.restored_lpips) == (None, None)
     assert (found.blurred_matches, found.restored_matches) == (None, None)
@@ -95,7 +95,7 @@ class BrightestPixels:
         return Detections(np.stack([left, top, left + 1, top + 1], axis=1), np.zeros(len(left), dtype=int))
 
 
-def test_each_judge_compares_the_blurred_and_the_restored_picture_with_the_sharp_one() -> None:
+def test_each_metric_compares_the_blurred_and_the_restored_picture_with_the_sharp_one() -> None:
     blurred = np.full((40, 40, 3), 100, np.uint8)
     sharp = blurred + 3
     blurred[5, 6] = blurred[20, 10] = 254  # the restoration is one brighter
@@ -130,10 +130,10 @@ def test_folders_give_pairs_of_equal_names_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("lost", "left"), [("blurred", "sharp"), ("sharp", "blurred")])
-def test_a_picture_without_its_partner_is_refused_with_both_names(tmp_path: Path, lost: str, left: str) -> None:
+def test_an_unpaired_picture_is_refused_with_both_names(tmp_path: Path, lost: str, left: str) -> None:
     blurred, sharp = folders(tmp_path, ("a.png", "b.png"))
     (tmp_path / lost / "b.png").unlink()
-    with pytest.raises(InputError, match=rf"{left}/b\.png: has no partner .*{lost}/b\.png"):
+    with pytest.raises(InputError, match=rf"{left}/b\.png: has no counterpart .*{lost}/b\.png"):
         folder_pairs(blurred, sharp)
 
 
@@ -148,27 +148,27 @@ def test_a_datasets_split_gives_its_keys_and_full_frames(tmp_path: Path) -> None
     assert all((blurred != sharp).any() for _, blurred, sharp in found)
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_split_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     write_dataset(open_store(tmp_path), train=2)
     with pytest.raises(InputError, match=r"no split 'test'; choose --split train or validation"):
         dataset_pairs(str(tmp_path), "test")
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
+def test_contradictory_settings_are_refused() -> None:
     with pytest.raises(InputError, match="give both"):
-        Settings(model="m", blurred=Path("b"))
+        EvaluateSettings(model="m", blurred=Path("b"))
     with pytest.raises(InputError, match="exclude each other"):
-        Settings(model="m", blurred=Path("b"), sharp=Path("s"), data="d")
+        EvaluateSettings(model="m", blurred=Path("b"), sharp=Path("s"), data="d")
     with pytest.raises(InputError, match="--limit is 0"):
-        Settings(model="m", limit=0)
-    with pytest.raises(InputError, match="add --lpips"):
-        Settings(model="m", lpips_weights="w.pth")
-    with pytest.raises(InputError, match="add --detect"):
-        Settings(model="m", detector_weights="w.pth")
-    with pytest.raises(InputError, match=r"--detector ssdlite.*: give its weights, too: --detector-weights"):
-        Settings(model="m", detect=True, detector="ssdlite320_mobilenet_v3_large")
+        EvaluateSettings(model="m", limit=0)
+    with pytest.raises(InputError, match="without --lpips"):
+        EvaluateSettings(model="m", lpips_weights="w.pth")
+    with pytest.raises(InputError, match="without --detect"):
+        EvaluateSettings(model="m", detector_weights="w.pth")
+    with pytest.raises(InputError, match=r"--detector ssdlite.*: .*--detector-weights"):
+        EvaluateSettings(model="m", detect=True, detector="ssdlite320_mobilenet_v3_large")
     with pytest.raises(InputError, match="add --detector, one of fasterrcnn_resnet50_fpn_v2, retina"):
-        Settings(model="m", detect=True, detector_weights="w.pth")
+        EvaluateSettings(model="m", detect=True, detector_weights="w.pth")
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -185,7 +185,7 @@ def write_generator(folder: Path) -> tuple[str, nn.Module]:
     return str(folder / "generator.safetensors"), generator
 
 
-def test_the_command_measures_the_dataset_of_the_environment(
+def test_the_command_evaluates_on_the_dataset_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, generator = write_generator(tmp_path)
@@ -207,7 +207,7 @@ def test_the_command_measures_the_dataset_of_the_environment(
         assert (row["blurred_psnr"], row["blurred_ssim"]) == pytest.approx(reference(blurred, sharp), abs=1e-6)
 
 
-def test_the_command_asks_every_judge_on_the_held_out_photograph(
+def test_the_command_computes_every_metric_on_the_held_out_photograph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (held_out,) = blurred_photographs("test")
@@ -218,12 +218,12 @@ def test_the_command_asks_every_judge_on_the_held_out_photograph(
     torch.save({f"features.{name}": tensor for name, tensor in convolutions.items()}, tmp_path / "alexnet.pth")
     model, _ = write_generator(tmp_path)
     pair = ("--blurred", str(tmp_path / "blurred"), "--sharp", str(tmp_path / "sharp"))
-    judges = ("--lpips", "--lpips-weights", str(tmp_path / "alexnet.pth"), "--detect")
-    run_command(monkeypatch, "--model", model, *pair, *judges, "--json", str(tmp_path / "scores.json"))
+    metrics = ("--lpips", "--lpips-weights", str(tmp_path / "alexnet.pth"), "--detect")
+    run_command(monkeypatch, "--model", model, *pair, *metrics, "--json", str(tmp_path / "scores.json"))
     printed = capsys.readouterr().out
     rows = [line.split("|")[0].strip() for line in printed.splitlines() if "|" in line]
     assert rows[2:] == [
-        "judge",
+        "metric",
         "PSNR dB",
         "SSIM",
         "LPIPS",
@@ -246,7 +246,7 @@ def test_the_command_asks_every_judge_on_the_held_out_photograph(
         (("--detect", "--detector", "retinanet_resnet50_fpn_v2", "--detector-weights", "none.pth"), "none.pth"),
     ],
 )
-def test_a_judge_that_cannot_be_had_is_refused_in_one_line_before_any_picture_is_restored(
+def test_an_unavailable_metric_is_refused_in_one_line_before_any_picture_is_restored(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -258,7 +258,9 @@ def test_a_judge_that_cannot_be_had_is_refused_in_one_line_before_any_picture_is
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("torch.hub.download_url_to_file", no_route)
-    monkeypatch.setattr(command, "restore_picture", lambda *_, **__: pytest.fail("a picture was restored"))
+    monkeypatch.setattr(
+        "deblur.evaluation.evaluator.restore_picture", lambda *_, **__: pytest.fail("a picture was restored")
+    )
     monkeypatch.chdir(tmp_path)
     model, _ = write_generator(tmp_path)
     blurred, sharp = folders(tmp_path, ("a.png",))
@@ -268,12 +270,12 @@ def test_a_judge_that_cannot_be_had_is_refused_in_one_line_before_any_picture_is
     assert cause in line
 
 
-def test_the_command_needs_torchmetrics_for_lpips_alone() -> None:
+def test_the_command_needs_torchmetrics_only_for_lpips() -> None:
     script = "import sys; sys.modules['torchmetrics'] = None; import deblur.evaluate"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_command_without_data_says_what_to_set(
+def test_the_command_without_data_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("DEBLUR_DATA", raising=False)

@@ -208,7 +208,7 @@ def test_a_bucket_gets_the_bytes_of_a_folder(gopro: Path, tmp_path: Path, bucket
 def test_the_summary_says_whether_gopro_is_whole(gopro: Path, tmp_path: Path) -> None:
     text = summary(packed(gopro, tmp_path / "out", blur="blur"))
     assert "train: 8 samples" in text
-    assert "NOT the whole GOPRO_Large, which has 2,103 train, 1,111 test pairs" in text
+    assert "NOT the complete GOPRO_Large, which has 2,103 train, 1,111 test pairs" in text
 
 
 def test_the_held_out_photograph_is_in_no_other_split() -> None:
@@ -225,7 +225,7 @@ def test_the_held_out_photograph_is_in_no_other_split() -> None:
 def refused(match: str, source: Path | str, out: Path, **more: object) -> None:
     with pytest.raises(InputError, match=match):
         packed(source, out, **more)
-    assert not open_store(out).list(), "nothing may have been written"
+    assert not open_store(out).list(), "nothing must be written"
 
 
 def test_a_gopro_tree_without_a_choice_of_blur_is_refused(gopro: Path, tmp_path: Path) -> None:
@@ -234,14 +234,14 @@ def test_a_gopro_tree_without_a_choice_of_blur_is_refused(gopro: Path, tmp_path:
 
 def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.png", picture(0, 40, 50))
-    refused("no GOPRO tree", tmp_path / "in", tmp_path / "out", blur="blur")
+    refused("--blur blur: .*not a GOPRO tree", tmp_path / "in", tmp_path / "out", blur="blur")
 
 
 @pytest.mark.parametrize("inside", ["..", "train", "train/GOPR01_00_00"])
 def test_a_gopro_tree_entered_at_the_wrong_place_is_not_taken_for_photographs(
     gopro: Path, tmp_path: Path, inside: str
 ) -> None:
-    refused(r"has blurred pictures in .*blur but not the layout", gopro / inside, tmp_path / "elsewhere" / "out")
+    refused(r"has blurred pictures in .*blur, but not in a known layout", gopro / inside, tmp_path / "elsewhere" / "out")
 
 
 def test_two_pictures_of_one_stem_are_refused_with_both_names(tmp_path: Path) -> None:
@@ -260,10 +260,10 @@ def test_a_folder_without_pictures_is_refused_with_the_layouts(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("side", ["blur", "sharp"])
-def test_a_picture_without_its_partner_is_refused_with_both_names(gopro: Path, tmp_path: Path, side: str) -> None:
+def test_an_unpaired_picture_is_refused_with_both_names(gopro: Path, tmp_path: Path, side: str) -> None:
     other = {"blur": "sharp", "sharp": "blur"}[side]
     (gopro / "train" / "GOPR02_00_00" / other / "000001.png").unlink()
-    missing = rf"GOPR02_00_00/{side}/000001\.png: has no partner .*GOPR02_00_00/{other}/000001\.png"
+    missing = rf"GOPR02_00_00/{side}/000001\.png: has no counterpart .*GOPR02_00_00/{other}/000001\.png"
     refused(missing, gopro, tmp_path / "out", blur="blur")
 
 
@@ -273,18 +273,18 @@ def test_sizes_that_differ_are_refused_with_both_names_and_sizes(gopro: Path, tm
     refused(sizes, gopro, tmp_path / "out", blur="blur")
 
 
-def test_more_validation_scenes_than_there_are_is_refused_with_the_number(gopro: Path, tmp_path: Path) -> None:
+def test_too_many_validation_scenes_are_refused_with_the_maximum(gopro: Path, tmp_path: Path) -> None:
     refused(
         r"--validation-scenes 3: .*only 3 scenes.*2 or less", gopro, tmp_path / "out", blur="blur", validation_scenes=3
     )
 
 
-def test_what_is_no_picture_is_refused_by_name(gopro: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_picture_is_refused_by_name(gopro: Path, tmp_path: Path) -> None:
     (gopro / "train" / "GOPR01_00_00" / "sharp" / "000000.png").write_bytes(b"no picture")
     refused(r"sharp/000000\.png: not a picture", gopro, tmp_path / "out", blur="blur")
 
 
-def test_a_picture_that_is_cut_short_ends_the_pack_without_an_index(gopro: Path, tmp_path: Path) -> None:
+def test_a_truncated_picture_fails_the_pack_without_an_index(gopro: Path, tmp_path: Path) -> None:
     path = gopro / "train" / "GOPR01_00_00" / "sharp" / "000000.png"
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(InputError, match=r"sharp/000000\.png: does not decode"):
@@ -292,7 +292,7 @@ def test_a_picture_that_is_cut_short_ends_the_pack_without_an_index(gopro: Path,
     assert "index.json" not in open_store(tmp_path / "out").list()
 
 
-def test_a_dataset_that_is_there_is_kept_unless_told(gopro: Path, tmp_path: Path) -> None:
+def test_an_existing_dataset_is_kept_without_overwrite(gopro: Path, tmp_path: Path) -> None:
     packed(gopro, tmp_path / "out", blur="blur")
     before = objects(tmp_path / "out")
     with pytest.raises(InputError, match="--overwrite"):

@@ -20,6 +20,7 @@ from deblur import restore
 from deblur.config import recipes
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
+from deblur.inference import bulk
 from deblur.inference.bulk import Photo, plan, restore_file
 from deblur.inference.generator import load_model
 from deblur.models.build import build_generator
@@ -60,7 +61,7 @@ def test_every_pixel_went_through_the_generator() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_and_no_longer_told(orientation: int) -> None:
+def test_exif_orientation_is_applied_and_removed(orientation: int) -> None:
     image, exif = PIL.Image.fromarray(picture(0, 37, 53)), PIL.Image.Exif()
     exif[0x0112] = orientation
     found = restored(image, exif=exif)
@@ -129,7 +130,7 @@ def test_palettes_and_cmyk_become_rgb_and_transparency_stays() -> None:
     assert np.array_equal(np.array(found), 255 - np.array(cmyk.convert("RGB")))
 
 
-def test_alpha_that_the_output_cannot_hold_is_refused_not_dropped() -> None:
+def test_alpha_that_the_output_format_lacks_is_refused() -> None:
     misnamed = written(PIL.Image.fromarray(np.dstack([picture(0, 20, 30), picture(1, 20, 30)[..., 0]])), "PNG")
     with pytest.raises(InputError, match=r"in\.jpg.*alpha.*\.png"):
         restore_file(Negative(), misnamed, "in.jpg", ".jpg", CPU)
@@ -139,12 +140,12 @@ def test_several_pictures_in_one_file_and_32_bits_are_refused() -> None:
     page = PIL.Image.fromarray(picture(0, 20, 30))
     pages = written(page, "TIFF", save_all=True, append_images=[page])
     floats = written(PIL.Image.fromarray(picture(0, 20, 30)[..., 0].astype(np.float32)), "TIFF")
-    for data, message in ((pages, "holds 2 pictures"), (floats, "holds F values")):
+    for data, message in ((pages, "holds 2 pictures"), (floats, ".*mode F")):
         with pytest.raises(InputError, match=rf"in\.tif: {message}"):
             restore_file(Negative(), data, "in.tif", ".tif", CPU)
 
 
-def test_of_a_phones_mpo_the_photograph_is_restored() -> None:
+def test_a_phones_mpo_is_one_photograph() -> None:
     page, depth = PIL.Image.new("RGB", (30, 20), (40, 40, 40)), PIL.Image.new("RGB", (30, 20))
     data = written(page, "MPO", save_all=True, append_images=[depth], quality=95)
     found = PIL.Image.open(io.BytesIO(restore_file(Negative(), data, "in.jpg", ".jpg", CPU)))
@@ -160,7 +161,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "runs") if request.param == "folder" else join(request.getfixturevalue("bucket"), "runs")
 
 
-def test_a_run_gives_its_newest_generator_and_a_file_the_same(root: str) -> None:
+def test_a_run_and_its_file_give_the_newest_generator(root: str) -> None:
     write_run(open_store(join(root, "r")), 1, 2)
     open_store(root).put("generator.safetensors", weights_of(RECIPE, 2))
     blurred = torch.rand(1, 3, 20, 24) * 2 - 1
@@ -170,8 +171,8 @@ def test_a_run_gives_its_newest_generator_and_a_file_the_same(root: str) -> None
         assert torch.equal(load_model(url, CPU)(blurred), expected)
 
 
-def test_a_place_without_a_checkpoint_is_refused_with_the_mend(root: str) -> None:
-    with pytest.raises(InputError, match=r"nothing: holds no checkpoint that is whole; --model takes a run"):
+def test_a_run_without_a_checkpoint_is_refused(root: str) -> None:
+    with pytest.raises(InputError, match=r"nothing: .*--model"):
         load_model(join(root, "nothing"), CPU)
 
 
@@ -179,7 +180,7 @@ def test_a_damaged_generator_is_named_and_refused(tmp_path: Path, caplog: pytest
     write_run(open_store(tmp_path), 1)
     path = tmp_path / "checkpoints" / "000000000008" / "generator.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(InputError, match="holds no checkpoint that is whole"):
+    with pytest.raises(InputError, match="no valid checkpoint"):
         load_model(str(tmp_path), CPU)
     assert "000000000008/generator.safetensors: sha256 differs" in caplog.text
 
@@ -199,7 +200,7 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
             return (Path(tmp_path / "executed").touch, ())
 
     (tmp_path / "g.safetensors").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(InputError, match=r"g\.safetensors: no generator with its recipe"):
+    with pytest.raises(InputError, match=r"g\.safetensors: .*recipe"):
         load_model(str(tmp_path / "g.safetensors"), CPU)
     assert not (tmp_path / "executed").exists()
 
@@ -263,7 +264,7 @@ def test_an_output_folder_within_the_inputs_is_not_restored_again(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not one of")]
+    ("name", "message"), [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not a supported format")]
 )
 def test_what_is_no_photograph_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -294,7 +295,7 @@ def test_one_bad_file_is_listed_and_the_others_are_done(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png", "restored-by.json"]
 
 
-def test_the_same_command_goes_on_and_redoes_nothing(
+def test_the_same_command_resumes_and_restores_nothing_twice(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(open_store(tmp_path / "run"), 1)
@@ -314,7 +315,7 @@ def test_the_same_command_goes_on_and_redoes_nothing(
     assert out.get("sub/b.png") == first
 
 
-def test_what_another_model_made_is_neither_mixed_with_nor_taken_for_this_ones(
+def test_outputs_of_another_model_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "old.safetensors").write_bytes(weights_of(RECIPE, 1))
@@ -330,7 +331,7 @@ def test_what_another_model_made_is_neither_mixed_with_nor_taken_for_this_ones(
     assert (tmp_path / "out" / "a.png").read_bytes() != old
 
 
-def test_an_overwriting_that_is_interrupted_leaves_nothing_of_the_other_model(
+def test_an_interrupted_overwrite_leaves_nothing_of_the_other_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "old.safetensors").write_bytes(weights_of(RECIPE, 1))
@@ -341,14 +342,14 @@ def test_an_overwriting_that_is_interrupted_leaves_nothing_of_the_other_model(
     run_command(monkeypatch, *command, tmp_path / "old.safetensors")
     old = (tmp_path / "out" / "b.png").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(restore, "restore", lambda *_: sys.exit(130))
+        patch.setattr("deblur.inference.bulk.restore", lambda *_: sys.exit(130))
         with pytest.raises(SystemExit, match="130"):
             run_command(monkeypatch, *command, tmp_path / "new.safetensors", "--overwrite")
     run_command(monkeypatch, *command, tmp_path / "new.safetensors")
     assert (tmp_path / "out" / "b.png").read_bytes() != old
 
 
-def test_photographs_that_were_not_restored_are_not_taken_for_it(
+def test_other_files_in_the_output_are_not_mistaken_for_restored_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "m.safetensors").write_bytes(weights_of(RECIPE))
@@ -356,23 +357,23 @@ def test_photographs_that_were_not_restored_are_not_taken_for_it(
     PIL.Image.fromarray(picture(1, 20, 30)).save(tmp_path / "a.png")
     with pytest.raises(SystemExit, match="2"):
         run_command(monkeypatch, tmp_path / "a.png", "--out", tmp_path / "out", "--model", tmp_path / "m.safetensors")
-    assert "holds photographs of these names that were not restored" in capsys.readouterr().err
+    assert "other photographs of these names" in capsys.readouterr().err
 
 
-def test_a_photograph_with_which_something_unforeseen_happens_is_listed(
+def test_an_unexpected_error_of_one_photograph_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "m.safetensors").write_bytes(weights_of(RECIPE))
     for name, width in (("a.png", 30), ("b.png", 31)):
         PIL.Image.fromarray(picture(1, 20, width)).save(tmp_path / name)
-    plain = restore.restore_picture
+    plain = bulk.restore_picture
 
     def unforeseen(generator: object, pixels: np.ndarray, **options: object) -> np.ndarray:
         if pixels.shape[1] == 30:
             raise RuntimeError("not enough memory: you tried to allocate 5 bytes")
         return plain(generator, pixels, **options)
 
-    monkeypatch.setattr(restore, "restore_picture", unforeseen)
+    monkeypatch.setattr(bulk, "restore_picture", unforeseen)
     inputs = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(SystemExit, match="1"):
         run_command(monkeypatch, *inputs, "--out", tmp_path / "out", "--model", tmp_path / "m.safetensors")

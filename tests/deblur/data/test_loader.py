@@ -34,7 +34,7 @@ def augment(whole: np.ndarray, data: DataRecipe, draw: np.random.Generator) -> n
     """The crop of a picture that is decoded whole."""
     crop = Crop.draw(whole.shape[1], whole.shape[0], data, draw)
     left, top, right, bottom = crop.box
-    return crop.turned(whole[top:bottom, left:right])
+    return crop.apply(whole[top:bottom, left:right])
 
 
 def read(
@@ -191,7 +191,7 @@ def key_of(dataset: Dataset, epoch: int, position: int) -> str:
 
 
 @given(st.sets(st.integers(0, 22), min_size=1, max_size=4), st.integers(0, 9), st.sampled_from([1, 2, 3]))
-def test_the_good_sample_before_it_in_its_lane_takes_the_place_of_a_bad_one(
+def test_a_bad_sample_is_replaced_by_the_previous_good_one_of_its_lane(
     tmp_path_factory: pytest.TempPathFactory, bad: set[int], done: int, num_ranks: int
 ) -> None:
     """Against the crop of the plain dataset's sample that the law names, for any start and ranks; a lane has five."""
@@ -228,7 +228,7 @@ def test_more_bad_samples_than_their_share_end_the_stream_with_names(tmp_path: P
     dataset = with_bad(tmp_path, *range(4))
     read(dataset, 20, bad=BadSamples(4 / 23 * 5, 23))
     with pytest.raises(
-        InputError, match=r"samples did not decode, more than the share of 0\.1 \(--max-bad-share\).*t-00"
+        InputError, match=r"--max-bad-share 0\.1 .*t-00"
     ):
         read(dataset, 20, bad=BadSamples(0.1, 23))
 

@@ -94,6 +94,6 @@ def test_more_ranks_than_shards_is_no_trouble() -> None:
     assert sorted(consumed(plan, 0, range(2), 32)) == [(0, i) for i in range(64)]
 
 
-def test_part_of_an_update_is_no_place_to_go_on_from() -> None:
-    with pytest.raises(ValueError, match="whole number of updates"):
+def test_images_seen_must_be_a_multiple_of_the_batch_size() -> None:
+    with pytest.raises(ValueError, match="6 images.*batch size 4"):
         Plan(shard_sizes=(64,), batch_size=4, seed=0).locate(6)

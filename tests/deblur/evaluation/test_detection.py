@@ -1,4 +1,4 @@
-"""Matching against all assignments there are, IoU and networks against torchvision's, the face of the sample set."""
+"""Matching against brute force over all assignments, networks against torchvision's, the face of the sample set."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError
 from deblur.data.sample_set import blurred_photographs
-from deblur.evaluation.detection import Detections, FaceCascade, Matches, NetworkDetector, definition, iou, match
+from deblur.evaluation.detection import Detections, FaceCascade, Matches, NetworkDetector, definition, match
 
 SMALL = "ssdlite320_mobilenet_v3_large"
 
@@ -37,22 +37,14 @@ def of(*found: tuple[float, float, float, float], labels: list[int] | None = Non
     return Detections(np.array(found, float).reshape(-1, 4), np.array(labels or [0] * len(found), dtype=int))
 
 
-@given(boxes, boxes)
-def test_iou_is_torchvisions(some: np.ndarray, others: np.ndarray) -> None:
-    expected = torchvision.ops.box_iou(torch.from_numpy(some), torch.from_numpy(others))
-    np.testing.assert_allclose(iou(some, others), expected.numpy(), rtol=1e-12)
-
-
-def test_boxes_without_an_area_overlap_with_nothing() -> None:
-    empty = np.array([[3.0, 3, 3, 3]])
-    assert iou(empty, empty).tolist() == [[0]]
+def test_boxes_without_an_area_match_nothing() -> None:
     assert match(of((3, 3, 3, 3), (0, 0, 4, 4)), of((3, 3, 3, 3), (0, 0, 4, 4))) == Matches(1, 1, 1)
 
 
 def best_assignment(found: Detections, truth: Detections) -> int:
-    """How many match in the assignment that is best for the first detection, then for the second, and so on.
+    """Number of matches in the assignment that is best for the first detection, then for the second, and so on.
 
-    Of all that give each detection at most one truth of its class, at IoU 0.5 or more, and each truth to one at most.
+    Allowed are one-to-one assignments of boxes of the same class with an IoU of at least 0.5.
     """
     overlap = torchvision.ops.box_iou(torch.from_numpy(found.boxes), torch.from_numpy(truth.boxes)).tolist()
     nothing = len(truth.boxes)
@@ -79,7 +71,7 @@ def test_matching_is_the_best_of_all_assignments_in_order_of_score(found: Detect
 
 
 @given(detections())
-def test_what_sees_the_same_again_misses_nothing_and_adds_nothing(seen: Detections) -> None:
+def test_equal_detections_all_match(seen: Detections) -> None:
     assert match(seen, seen) == Matches(len(seen.boxes), 0, 0)
 
 

@@ -46,7 +46,7 @@ def test_the_mean_is_of_the_pictures_values_and_matches_are_summed() -> None:
     assert (found.blurred_matches, found.restored_matches) == (Matches(1, 0, 4), Matches(3, 1, 2))
 
 
-def test_the_table_has_a_line_for_each_picture_and_columns_of_the_judges_asked() -> None:
+def test_the_table_has_a_row_per_picture_and_columns_per_metric() -> None:
     titles = ["key", "blurred PSNR", "restored PSNR", "blurred SSIM", "restored SSIM"]
     assert cells(table(PLAIN))[0] == titles
     assert cells(table(PLAIN))[2] == ["scene-1", "24.00", "25.00", "0.7000", "0.8000"]
@@ -55,9 +55,9 @@ def test_the_table_has_a_line_for_each_picture_and_columns_of_the_judges_asked()
     assert len({line.index("|") for line in table(PLAIN).splitlines()}) == 1
 
 
-def test_the_summary_has_a_line_for_each_judge_with_what_the_generator_changes() -> None:
+def test_the_summary_has_a_row_per_metric_with_its_change() -> None:
     plain = [
-        ["judge", "better", "blurred", "restored", "change"],
+        ["metric", "better", "blurred", "restored", "change"],
         ["PSNR dB", "higher", "22.00", "27.50", "+5.50"],
         ["SSIM", "higher", "0.6000", "0.7500", "+0.1500"],
     ]
@@ -69,7 +69,7 @@ def test_the_summary_has_a_line_for_each_judge_with_what_the_generator_changes()
         ["detection recall", "higher", "0.2000", "0.6000", "+0.4000"],
         ["detection F1", "higher", "0.3333", "0.6667", "+0.3333"],
     ]
-    assert summary(FULL).endswith("boxes: sharp 5; blurred 1 of them and 0 others, restored 3 of them and 1 others")
+    assert summary(FULL).endswith("boxes: sharp 5; blurred 1 of these and 0 others, restored 3 of these and 1 others")
 
 
 def test_a_rate_of_nothing_is_a_dash_and_null() -> None:
@@ -94,7 +94,7 @@ def test_json_has_the_numbers_of_both_tables() -> None:
     assert found["pictures"][0]["restored_matches"]["precision"] == 0.75
 
 
-def test_json_is_silent_on_judges_that_were_not_asked() -> None:
+def test_json_leaves_out_metrics_that_were_not_measured() -> None:
     found = json.loads(as_json(PLAIN, "runs/x", ""))
     assert set(found) == {"model", "definition", "mean", "pictures"}
     assert set(found["mean"]) == set(found["pictures"][0])

@@ -1,4 +1,4 @@
-"""Photographs whose colours mean something else than RGB, and formats that cannot hold all of them."""
+"""Photographs in other colour spaces than RGB, and formats that do not support everything."""
 
 import io
 import struct
@@ -82,7 +82,7 @@ def photograph(height: int, width: int, alpha: bool = False, grey: bool = False)
         (".bmp", photograph(2, 2, alpha=True), "alpha channel, which a BMP cannot hold"),
     ],
 )
-def test_what_a_format_cannot_hold_is_said_before_it_is_written(suffix: str, found: Photograph, words: str) -> None:
+def test_what_a_format_does_not_support_is_refused(suffix: str, found: Photograph, words: str) -> None:
     assert words in obstacle(found, suffix)
     with pytest.raises(InputError, match=rf"photo: .*{words}.*rename it to \.png"):
         write_photograph(found, found.pixels, "photo", suffix)

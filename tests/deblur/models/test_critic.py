@@ -78,7 +78,7 @@ def test_patch_scores_of_a_picture_do_not_depend_on_its_neighbours_under_instanc
 def test_the_smallest_picture_gives_one_score_and_a_smaller_one_is_refused(layers):
     critic, side = PatchCritic(filters=1, layers=layers, norm="instance"), {1: 6, 2: 12, 3: 24}[layers]
     assert critic(_pictures(1, 3, side, side + 1)).shape[:3] == (1, 1, 1)
-    with pytest.raises(InputError, match=rf"{side}x{side - 1}; it needs {side}x{side} or more: raise --crop"):
+    with pytest.raises(InputError, match=rf"{side}x{side - 1} .*{side}x{side}: raise --crop"):
         critic(_pictures(1, 3, side, side - 1))
 
 
@@ -122,5 +122,5 @@ def test_dense_critic_takes_its_crop_and_refuses_another_with_the_mend(crop):
 
 
 def test_dense_critic_refuses_a_crop_that_it_would_halve_to_nothing():
-    with pytest.raises(InputError, match=r"data.crop is 31; .* needs 32 or more"):
+    with pytest.raises(InputError, match=r"data.crop is 31; .* 32"):
         DenseCritic(crop=31)

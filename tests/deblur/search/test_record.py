@@ -121,7 +121,7 @@ def test_only_who_holds_the_search_writes_it(tmp_path: Path) -> None:
     made = search(tmp_path, trial(0, "finished", 25.0))
     with acquire_lease(made.url, expiry_s=0.1) as holder:
         holder.lease = Lease(holder.lease.token, "somebody before")
-        with pytest.raises(InputError, match="another start has taken"):
+        with pytest.raises(InputError, match="lease lost"):
             made.write(holder)
     assert not (tmp_path / "s/search.json").exists()
 

@@ -89,7 +89,7 @@ def test_a_file_says_the_same(tmp_path: Path) -> None:
         ("critic_updates=1.5:3", r"critic_updates: '1.5' is not what it takes: a whole number"),
         ("content_weight=", r"content_weight: '' is not what it takes: a number"),
         ("flip=yes", r"flip: 'yes' is not what it takes: true or false"),
-        ("critic_updates=1:100", r"--space critic_updates=1:100: critic_updates is 100; at most 64 make sense"),
+        ("critic_updates=1:100", r"--space critic_updates=1:100: critic_updates is 100; .*64"),
         ("batch_size=0,4", r"--space batch_size=0,4: batch_size is 0; it must be at least 1"),
         ("images=10:20", r"images is the same in all trials and cannot be varied; set it by its own flag"),
         ("critic_updates", r"--space critic_updates: write NAME=LOW:HIGH, NAME=A,B, NAME=VALUE, or name a .json file"),
