@@ -24,7 +24,7 @@ from deblur.evaluation.evaluator import evaluate
 from deblur.inference.generator import load_model
 from deblur.inference.tiles import restore_picture
 from deblur.plots.curves import report_png
-from deblur.training.job import PackSettings, train
+from deblur.training.job import TrainSettings, train
 
 RANKS = 2
 _CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
     data = packed_samples(str(settings.runs))
     training = time.monotonic()
-    run = train(PackSettings(data=data, runs=str(settings.runs), run="demo", ranks_per_node=RANKS, recipe=recipe))
+    run = train(TrainSettings(data=data, runs=str(settings.runs), run="demo", ranks_per_node=RANKS, recipe=recipe))
     trained = time.monotonic()
 
     # The last checkpoint counts, whatever validation said of others; the photograph is in no other split.
