@@ -52,7 +52,7 @@ class Settings:
     json: Path | None = None
     """File that takes the same numbers as JSON."""
     lpips: bool = False
-    """Also LPIPS; needs pip install 'deblur[lpips]'."""
+    """Also LPIPS; needs pip install -e '.[lpips]'."""
     lpips_weights: str | None = None
     """State dict of torchvision's alexnet, file or s3:// URL; else torchvision's ImageNet weights."""
     detect: bool = False

@@ -66,7 +66,7 @@ def _untrained() -> nn.Module:
         # Its public classes always fetch torchvision's weights; the network beneath them can be made without.
         from torchmetrics.functional.image.lpips import _NoTrainLpips
     except ImportError as error:
-        raise InputError(f"--lpips needs torchmetrics ({error}); pip install 'deblur[lpips]'") from error
+        raise InputError(f"--lpips needs torchmetrics ({error}); pip install -e '.[lpips]'") from error
     return _NoTrainLpips(net="alex", pnet_rand=True)
 
 
