@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
-from benchmarks.timing import in_turns
+from benchmarks.timing import alternate
 from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.config.recipe import DataRecipe
@@ -84,13 +84,13 @@ def _measure(settings: Settings, url: str, pngs: Pngs, folder: Path) -> dict[str
     if find_spec("webdataset"):
         ways["webdataset"] = lambda: webdataset_batches(url, settings, own_decoder=True)
         ways["webdataset_decode"] = lambda: webdataset_batches(url, settings, own_decoder=False)
-    turns = in_turns({name: _consume(way, settings.batches) for name, way in ways.items()}, settings.rounds)
+    turns = alternate({name: _consume(way, settings.batches) for name, way in ways.items()}, settings.rounds)
     pairs = settings.batches * settings.batch_size
     rates = {name: pairs / statistics.median(found) for name, found in turns.items()}
-    first = in_turns({name: _consume(way, 1) for name, way in ways.items()}, settings.rounds)
+    first = alternate({name: _consume(way, 1) for name, way in ways.items()}, settings.rounds)
     later = _updates_per_epoch(url, settings) * 9 // 10 * settings.batch_size
     resumed = {"start": lambda: ours(url, settings), "resume": lambda: ours(url, settings, later)}
-    starts = in_turns({name: _consume(way, 1) for name, way in resumed.items()}, 2 * settings.rounds)
+    starts = alternate({name: _consume(way, 1) for name, way in resumed.items()}, 2 * settings.rounds)
     figures: dict[str, Any] = {f"{name}_pairs_per_second": rate for name, rate in rates.items()}
     for other in list(ways)[1:]:
         figures[f"ours_to_{other}"] = rates["ours"] / rates[other]

@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks import flops
 from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
-from benchmarks.timing import in_turns, pick_device
+from benchmarks.timing import alternate, pick_device
 from benchmarks.update import matmul_rate
 from deblur.config import recipe as recipes
 from deblur.inference.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
@@ -59,7 +59,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "bfloat16": partial(restore, "bfloat16", **whole),
     }
     restore("whole", **whole)  # warms up
-    turns = in_turns(ways, settings.rounds)
+    turns = alternate(ways, settings.rounds)
     median = {way: statistics.median(found) for way, found in turns.items()}
     counted, ceiling = operations(generator, size), matmul_rate(device, torch.float32)
     peaks = {text: peak_bytes(restore_once, settings.recipe, _size(text)) for text in settings.memory.split(",")}

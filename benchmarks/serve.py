@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.command import option, run
 from benchmarks.restore import generator_of, picture_of
-from benchmarks.timing import in_turns, pick_device
+from benchmarks.timing import alternate, pick_device
 from deblur.app.batching import Batcher, most_pixels
 from deblur.data import pictures
 from deblur.inference.pieces import Piece, PieceRunner
@@ -59,7 +59,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         for way in ways.values():
             way()  # warms up
         batches, pieces = batched.batches, batched.pieces
-        turns = in_turns(ways, settings.rounds)
+        turns = alternate(ways, settings.rounds)
         mean_batch = (batched.pieces - pieces) / (batched.batches - batches)
     median = {name: statistics.median(found) for name, found in turns.items()}
     count = settings.clients * settings.pictures

@@ -28,7 +28,7 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.command import option, run
-from benchmarks.timing import in_turns
+from benchmarks.timing import alternate
 from cluster.errors import InputError
 from cluster.storage import Retry, Store, open_store
 from cluster.storage.s3 import s3_client
@@ -83,7 +83,7 @@ def _measure(settings: Settings, readers: dict[str, Reader], keys: list[str]) ->
     works = {name: partial(read_all, name, read, 1) for name, read in readers.items()}
     for name in ("ours", "boto3"):
         works[f"many_{name}"] = partial(read_all, f"many_{name}", readers[name], settings.streams)
-    turns = in_turns(works, settings.rounds)
+    turns = alternate(works, settings.rounds)
     size = settings.objects * settings.mb * 1_000_000
     figures: dict[str, Any] = {
         f"{name}_mb_per_second": size / 1e6 / statistics.median(found) for name, found in turns.items()

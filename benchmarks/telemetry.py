@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from benchmarks import command
 from benchmarks.command import option
-from benchmarks.timing import in_turns, pick_device
+from benchmarks.timing import alternate, pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import join
 from cluster.sync import Intervals, Rank, Sync
@@ -81,7 +81,7 @@ def _measure(settings: Settings, run: Run) -> dict[str, Any]:
         "with": lambda: with_metrics(updater.update, settings.updates),
         "alone": lambda: with_metrics(update_of_nothing, 1000),
     }
-    turns = in_turns(works, settings.rounds)
+    turns = alternate(works, settings.rounds)
     registry = CollectorRegistry()
     registry.register(numbers)
     costs = {

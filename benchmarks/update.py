@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import flops
 from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
-from benchmarks.timing import in_turns, pick_device, seconds
+from benchmarks.timing import alternate, pick_device, seconds
 from cluster.sync import Rank
 from deblur.config import recipe as recipes
 from deblur.config.recipe import Recipe
@@ -127,7 +127,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     kinds = updates(recipe, device)
     for update in kinds.values():
         update()  # warms up
-    turns = in_turns(kinds, settings.rounds, settings.steps)
+    turns = alternate(kinds, settings.rounds, settings.steps)
     median = {kind: statistics.median(found) for kind, found in turns.items()}
     done, moved = counted(recipe, device), counted(recipe, device, flops.values)
     dtype = torch.bfloat16 if in_bfloat16(recipe, device) else torch.float32

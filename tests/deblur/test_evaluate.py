@@ -258,7 +258,8 @@ def test_a_judge_that_cannot_be_had_is_refused_in_one_line_before_any_picture_is
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("torch.hub.download_url_to_file", no_route)
-    monkeypatch.setattr(command, "restore_picture", lambda *_, **__: pytest.fail("a picture was restored"))
+    restoring = "deblur.evaluation.evaluator.restore_picture"
+    monkeypatch.setattr(restoring, lambda *_, **__: pytest.fail("a picture was restored"))
     monkeypatch.chdir(tmp_path)
     model, _ = write_generator(tmp_path)
     blurred, sharp = folders(tmp_path, ("a.png",))

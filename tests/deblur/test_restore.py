@@ -20,6 +20,7 @@ from deblur import restore
 from deblur.config import recipe as recipes
 from deblur.config.recipe import GeneratorRecipe, Recipe
 from deblur.data import pictures
+from deblur.inference import bulk
 from deblur.inference.bulk import Photo, plan, restore_file
 from deblur.inference.generator import load_model
 from deblur.models.build import build_generator
@@ -365,14 +366,14 @@ def test_a_photograph_with_which_something_unforeseen_happens_is_listed(
     (tmp_path / "m.safetensors").write_bytes(weights_of(RECIPE))
     for name, width in (("a.png", 30), ("b.png", 31)):
         PIL.Image.fromarray(picture(1, 20, width)).save(tmp_path / name)
-    plain = restore.restore_picture
+    plain = bulk.restore_picture
 
     def unforeseen(generator: object, pixels: np.ndarray, **options: object) -> np.ndarray:
         if pixels.shape[1] == 30:
             raise RuntimeError("not enough memory: you tried to allocate 5 bytes")
         return plain(generator, pixels, **options)
 
-    monkeypatch.setattr(restore, "restore_picture", unforeseen)
+    monkeypatch.setattr(bulk, "restore_picture", unforeseen)
     inputs = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(SystemExit, match="1"):
         run_command(monkeypatch, *inputs, "--out", tmp_path / "out", "--model", tmp_path / "m.safetensors")
