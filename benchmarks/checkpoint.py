@@ -32,7 +32,7 @@ class Settings:
     crop: int = option(64, "Side of the pictures.")
     updates: int = option(12, "Updates per round, with one checkpoint after the first.")
     rounds: int = option(5, "Rounds per mode.")
-    store: str | None = option(None, "Folder or s3://bucket/prefix for the checkpoints; else a temporary folder.")
+    store: str | None = option(None, "Folder or s3://bucket/prefix for the checkpoints; default: a temporary folder.")
     mb_per_s: float | None = option(
         None, "Bandwidth limit of the store, as of a bucket behind a network; a local server would use these cores."
     )

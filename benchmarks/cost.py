@@ -12,9 +12,9 @@ m  messages (buckets) that an update reduces
 a  latency in seconds of a message in each of the 2 (W - 1) steps of a ring
 
 A ring sends 2 (W - 1) / W of the bytes, which is the minimum (Patarasuk and Yuan 2009,
-doi:10.1016/j.jpdc.2008.09.002). Overlap is bounded by the computing, so T is never below S. S is nearly constant from 16
-ranks on; the last term then limits scaling (a tree, of log W steps, would defer it), as do stragglers, which the model
-ignores.
+doi:10.1016/j.jpdc.2008.09.002). Overlap is bounded by the computing, so T is never below S. S is nearly constant from
+16 ranks on; the last term then limits scaling (a tree, of log W steps, would defer it), as do stragglers, which the
+model ignores.
 """
 
 from collections.abc import Sequence
