@@ -70,9 +70,7 @@ class Naive:
         self.generator_adam.step()
 
     def _penalty(self, sharp: Tensor, restored: Tensor) -> Tensor:
-        mix = torch.rand(1, 1, device=self.device).expand(
-            sharp.shape
-        )  # one draw per batch, as in the original
+        mix = torch.rand(1, 1, device=self.device).expand(sharp.shape)  # one draw per batch, as in the original
         between = (mix * sharp + (1 - mix) * restored).requires_grad_()
         scores = self.critic(between)
         (gradient,) = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)
