@@ -1,11 +1,10 @@
-"""How long a checkpoint holds training up: uploaded beside training, uploaded while training waits, and none at all.
+"""Training time lost to a checkpoint: uploaded in the background, uploaded synchronously, and no checkpoint.
 
 python -m benchmarks.checkpoint --json                     into a folder
 python -m benchmarks.checkpoint --json --store s3://B/P    into a bucket
 
-The three ways take turns in one process, so that they share its hour. Networks and optimiser states are those of the
-recipe at full size; pictures are small, and so are the pauses that a checkpoint makes then larger in proportion, not
-in seconds.
+The three modes alternate in one process, so that drift of the machine affects all. Networks and optimiser states have
+the full size of the recipe; pictures are small, so pauses are larger relative to an update, but not in seconds.
 """
 
 import statistics
@@ -24,24 +23,24 @@ from deblur.config.recipes import Recipe
 from deblur.training.state import checkpoint_parts
 from deblur.training.update import Updater
 
-WAYS = ("none", "beside", "waiting")
+MODES = ("none", "beside", "waiting")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     recipe: str = option("paper", "Preset whose networks are saved.")
     crop: int = option(64, "Side of the pictures.")
-    updates: int = option(12, "Per turn, with one checkpoint after the first.")
-    rounds: int = option(5, "Turns of each way.")
-    store: str | None = option(None, "Folder or s3://bucket/prefix for the checkpoints; else a temporary folder.")
+    updates: int = option(12, "Updates per round, with one checkpoint after the first.")
+    rounds: int = option(5, "Rounds per mode.")
+    store: str | None = option(None, "Folder or s3://bucket/prefix for the checkpoints; default: a temporary folder.")
     mb_per_s: float | None = option(
-        None, "Let the store take no more: a bucket behind a network. A server on this machine costs cores instead."
+        None, "Bandwidth limit of the store, as of a bucket behind a network; a local server would use these cores."
     )
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
-class Behind:
-    """A store behind a network of some bandwidth."""
+class ThrottledStore:
+    """A store with limited upload bandwidth."""
 
     def __init__(self, store: Store, mb_per_s: float) -> None:
         self._store, self._bytes_per_s = store, mb_per_s * 1e6
@@ -56,11 +55,11 @@ class Behind:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of one way: all in seconds."""
+    """One round of one mode, in seconds."""
 
     total_s: float
     pack_s: float
-    """Of the state into bytes: training always waits for that."""
+    """Serializing the state, for which training always waits."""
     upload_s: float
 
 
@@ -73,13 +72,13 @@ def measure(settings: Settings) -> dict[str, Any]:
 def _measure(settings: Settings, store: Store) -> dict[str, Any]:
     recipe = _recipe(settings)
     updater = updater_of(recipe, pick_device())
-    checkpoints = Checkpoints(Behind(store, settings.mb_per_s) if settings.mb_per_s else store, keep=1)
+    checkpoints = Checkpoints(ThrottledStore(store, settings.mb_per_s) if settings.mb_per_s else store, keep=1)
     _turn("beside", updater, recipe, checkpoints, 2, 0)  # warms up
-    turns: dict[str, list[Turn]] = {way: [] for way in WAYS}
+    turns: dict[str, list[Turn]] = {mode: [] for mode in MODES}
     for nth in range(settings.rounds):
-        for way in WAYS:
-            turns[way].append(_turn(way, updater, recipe, checkpoints, settings.updates, nth + 1))
-    total = {way: statistics.median(turn.total_s for turn in turns[way]) for way in WAYS}
+        for mode in MODES:
+            turns[mode].append(_turn(mode, updater, recipe, checkpoints, settings.updates, nth + 1))
+    total = {mode: statistics.median(turn.total_s for turn in turns[mode]) for mode in MODES}
     saved = turns["beside"] + turns["waiting"]
     return {
         "size_bytes": sum(int(part["bytes"]) for part in checkpoints.list()[-1].files.values()),
@@ -92,21 +91,21 @@ def _measure(settings: Settings, store: Store) -> dict[str, Any]:
         "seconds_to_pack": round(statistics.median(turn.pack_s for turn in saved), 3),
         "seconds_to_upload_beside": round(statistics.median(turn.upload_s for turn in turns["beside"]), 3),
         "seconds_to_upload_waiting": round(statistics.median(turn.upload_s for turn in turns["waiting"]), 3),
-        "total_s_of_each_turn": {way: [round(turn.total_s, 3) for turn in turns[way]] for way in WAYS},
+        "total_s_of_each_turn": {mode: [round(turn.total_s, 3) for turn in turns[mode]] for mode in MODES},
     }
 
 
-def _turn(way: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints, updates: int, nth: int) -> Turn:
+def _turn(mode: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints, updates: int, nth: int) -> Turn:
     blurred, sharp, mixes = batch_of(recipe, next(updater.generator.parameters()).device)
     start, pack_s = time.monotonic(), 0.0
     for update in range(updates):
         updater.update(blurred, sharp, mixes).cpu()  # waits for the device: each update ends before the next
-        if update == 0 and way != "none":
+        if update == 0 and mode != "none":
             packing = time.monotonic()
             parts = checkpoint_parts(updater, recipe, nth)
             pack_s = time.monotonic() - packing
             checkpoints.save(nth, parts)
-            if way == "waiting":
+            if mode == "waiting":
                 checkpoints.wait()
     total_s = time.monotonic() - start
     checkpoints.wait()

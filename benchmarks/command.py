@@ -1,6 +1,6 @@
-"""The command line of a benchmark: settings from flags, figures line by line, and one line of JSON last.
+"""Command line of a benchmark: parses flags, prints the figures, and with --json one line of JSON last.
 
-By argparse, as a bare image for GPUs has no library for it.
+Uses argparse, so that a bare GPU image with torch alone can run it.
 """
 
 import argparse
@@ -18,12 +18,12 @@ _S = TypeVar("_S")
 
 
 def option(default: Any, explanation: str) -> Any:
-    """A field of a benchmark's settings, which is a flag of the same name: str, int, float, bool, or one or None."""
+    """A settings field that becomes a flag of the same name: str, int, float, bool, or one of them or None."""
     return field(default=default, metadata={"help": explanation})
 
 
 def run(theme: str, description: str, settings_type: type[_S], measure: Callable[[_S], dict[str, Any]]) -> None:
-    """Measures as the flags say; `python -m benchmarks.THEME`."""
+    """Entry point of `python -m benchmarks.THEME`."""
     with one_line_errors():
         settings = parse(theme, description, settings_type, sys.argv[1:])
         figures = measure(settings)
@@ -34,7 +34,7 @@ def run(theme: str, description: str, settings_type: type[_S], measure: Callable
 
 
 def parse(theme: str, description: str, settings_type: type[_S], arguments: list[str]) -> _S:
-    """Settings from flags."""
+    """Parses flags into settings."""
     parser = argparse.ArgumentParser(f"python -m benchmarks.{theme}", None, description, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     hints = get_type_hints(settings_type)

@@ -1,20 +1,20 @@
-"""What an update costs on any number of ranks: a few lines of arithmetic, fitted to measured updates.
+"""Cost model of an update for any world size, fitted to measured updates.
 
     S(W) = G 2 (W - 1) / W / B
     T(W) = c + S - min((1 - f) S, h c) + m 2 (W - 1) a
 
-c  seconds that the update takes where sending takes no time
+c  seconds of an update without communication
 G  bytes of all gradients that an update reduces
-B  bytes per second that a rank can send
-f  share of G in the last bucket of each backward: it is complete when there is nothing left to compute beside it
-h  share of c that other sending can hide behind, as DistributedDataParallel does (arXiv:2006.15704, section 3.2.3)
+B  send bandwidth of a rank in bytes per second
+f  share of G in the last bucket of each backward, which cannot overlap with computing
+h  share of c with which communication can overlap, as in DistributedDataParallel (arXiv:2006.15704, section 3.2.3)
 m  messages (buckets) that an update reduces
-a  seconds until a message is through, of each of the 2 (W - 1) steps of a ring
+a  latency in seconds of a message in each of the 2 (W - 1) steps of a ring
 
-A ring sends 2 (W - 1) / W of the bytes, and nothing can send less (Patarasuk and Yuan 2009,
-doi:10.1016/j.jpdc.2008.09.002). What is hidden is bounded by the computing it hides behind, so T is never below S. S is
-as good as constant from 16 ranks on; what ends the scaling is then the last term (which a tree, of log W steps, would
-defer), and nodes that are slower than the others, of which the model knows nothing.
+A ring sends 2 (W - 1) / W of the bytes, which is the minimum (Patarasuk and Yuan 2009,
+doi:10.1016/j.jpdc.2008.09.002). Overlap is bounded by the computing, so T is never below S. S is nearly constant from
+16 ranks on; the last term then limits scaling (a tree, of log W steps, would defer it), as do stragglers, which the
+model ignores.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The letters of the formula."""
+    """Parameters of the formula: c, G, f, h, m, a."""
 
     compute_s: float
     gradient_bytes: float
@@ -59,11 +59,11 @@ class Cost:
 def fit(
     cost: Cost, ranks: int, bytes_per_second: Sequence[float], seconds: Sequence[float]
 ) -> tuple[Cost, list[float]]:
-    """`cost` with the h that fits updates at several rates (least squares); and what is left of each, as a share."""
+    """Fits h to updates at several rates by least squares; returns the cost and the relative residual at each rate."""
 
-    def left(hiding: float) -> list[float]:
+    def residuals(hiding: float) -> list[float]:
         tried = replace(cost, hiding=hiding)
         return [tried.seconds(ranks, rate) / took - 1 for rate, took in zip(bytes_per_second, seconds, strict=True)]
 
-    best = min(np.linspace(0, 1, 1001).tolist(), key=lambda hiding: sum(share**2 for share in left(hiding)))
-    return replace(cost, hiding=best), left(best)
+    best = min(np.linspace(0, 1, 1001).tolist(), key=lambda hiding: sum(share**2 for share in residuals(hiding)))
+    return replace(cost, hiding=best), residuals(best)

@@ -1,12 +1,11 @@
 """Multiplications and additions of an update, counted from the shapes of its convolutions.
 
-A convolution of C to C' channels with a k x k kernel and H' x W' outputs takes 2 C C' k k H' W' operations forward (of
-a transposed one H' W' are the inputs), as many again for the gradient of its weights, and as many for that of its
-inputs. All else in these networks is less than a hundredth of that. tests/benchmarks/test_flops.py compares with
-torch's counter.
+A convolution of C to C' channels with a k x k kernel and H' x W' outputs takes 2 C C' k k H' W' operations forward (for
+a transposed one H' W' is the input size), the same again for the gradient of its weights, and for that of its inputs.
+Everything else in these networks is below 1 % of that. tests/benchmarks/test_flops.py compares with torch's counter.
 
-Each of the three reads two and writes one of its inputs, its weights and its outputs (or their gradients): the values
-that it moves, if nothing else has to be moved and nothing stays in a cache, are counted by the same formulas.
+Each of the three passes reads two and writes one of inputs, weights and outputs (or their gradients): the same formulas
+count the values moved, assuming no other traffic and no cache hits.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 @dataclass(frozen=True)
 class Forward:
-    """Of one forward pass: all convolutions, and of these the first and the last."""
+    """Counts of one forward pass: all convolutions, the first and the last."""
 
     all: int
     first: int
@@ -34,7 +33,7 @@ def operations(module: Convolution, inputs: Tensor, outputs: Tensor) -> int:
 
 
 def values(module: Convolution, inputs: Tensor, outputs: Tensor) -> int:
-    """Numbers that are read or written."""
+    """Values read or written."""
     return inputs.numel() + module.weight.numel() + outputs.numel()
 
 
@@ -61,26 +60,25 @@ def penalty(critic: Forward) -> int:
     """The gradient penalty, forward and backward (arXiv:1704.00028, eq. 3).
 
     Forward; the gradient of the pictures; back through that gradient, to the weights and to what came into each layer
-    (into the last came a constant, but torch asks for it, too); back through the forward pass as far as the gradient
+    (also into the last layer, although its input is a constant); back through the forward pass as far as the gradient
     depends on it, which is below the last norm, to weights and inputs.
     """
     return 4 * critic.all + 2 * (critic.all - critic.last)
 
 
 def naive(generator: Forward, critic: Forward, features: Forward, critic_updates: int) -> int:
-    """An update as the original code makes it: benchmarks/update.py, `Naive`."""
-    judged = (
-        3 * critic.all - critic.first
-    )  # one picture in a critic step: forward, weights, inputs of all but the first
+    """Operations of an update by `Naive` of benchmarks/update.py, as the original code does it."""
+    # One picture in a critic step: forward, weights, and inputs of all layers but the first.
+    judged = 3 * critic.all - critic.first
     critic_step = 2 * judged + penalty(critic)
-    # With gradients of the weights of critic and features, which nobody uses.
+    # Includes the unused gradients of the weights of critic and features.
     through = 3 * critic.all + 4 * features.all
     return (3 * generator.all - generator.first) + critic_updates * critic_step + through
 
 
 def ours(generator: Forward, critic: Forward, features: Forward, critic_updates: int) -> int:
-    """An update as deblur/training/update.py makes it with the objective wgan-gp."""
+    """Operations of an update by deblur/training/update.py with the objective wgan-gp."""
     judged = 3 * critic.all - critic.first
-    critic_step = 2 * judged + penalty(critic) - critic.last  # models/convolution.py: nobody asks for that constant
+    critic_step = 2 * judged + penalty(critic) - critic.last  # models/convolution.py skips the constant
     through = 2 * critic.all + 3 * features.all
     return (3 * generator.all - generator.first) + critic_updates * critic_step + through

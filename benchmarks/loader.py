@@ -1,17 +1,17 @@
-"""How fast pairs come out of shards, beside bare decoding and beside the ways that other code reads pairs.
+"""Throughput of the data loader, compared with bare decoding and with other loaders.
 
 python -m benchmarks.loader --json                  pairs made of scikit-image's photographs, 1280x720
 python -m benchmarks.loader --json --data FOLDER    any dataset of deblur.pack
 
-All give batches of the same crops' size, with the same number of threads or of workers, and are timed from their start
-to their last batch:
+All give batches of the same crop size with the same number of threads or workers, and are timed from start to last
+batch:
 
 ours               deblur/data/loader.py
-decode             the same decoder on the same bytes, from memory: every picture whole, and nothing else
-webdataset         a pipeline as webdataset's documentation has it, with its own decoder (Pillow), in DataLoader workers
+decode             the same decoder on the same bytes in memory: whole pictures, nothing else
+webdataset         a pipeline from webdataset's documentation, with its own decoder (Pillow), in DataLoader workers
 webdataset_decode  the same, with our decoder
 files              a map-style dataset over PNG files, with our decoder, in DataLoader workers
-several            one decoding for four crops of a pair: what it would bring, at the price of fewer scenes in a batch
+several            four crops per decoded pair: faster, but fewer scenes in a batch
 cut                ours, from shards of squares of 512 pixels, 256 apart
 """
 
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
-from benchmarks.timing import in_turns
+from benchmarks.timing import alternate
 from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.config.recipes import DataRecipe
@@ -53,18 +53,18 @@ Pngs = list[tuple[bytes, bytes]]  # (blurred, sharp)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    data: str | None = option(None, "A dataset; else one is made of photographs.")
-    pairs: int = option(32, "Pairs that are made.")
+    data: str | None = option(None, "A dataset; default: one made of photographs.")
+    pairs: int = option(32, "Pairs to generate.")
     crop: int = option(256, "Side of the crops.")
     batch_size: int = option(8, "Pairs per batch.")
-    batches: int = option(32, "Per turn.")
+    batches: int = option(32, "Batches per round.")
     threads: int = option(2, "Decoders: threads, or worker processes.")
-    rounds: int = option(5, "Turns.")
+    rounds: int = option(5, "Rounds.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
+    """The figures, medians over rounds."""
     with tempfile.TemporaryDirectory() as folder:
         url = settings.data or made(join(folder, "whole"), settings.pairs)
         pngs = pngs_of(url)
@@ -84,13 +84,13 @@ def _measure(settings: Settings, url: str, pngs: Pngs, folder: Path) -> dict[str
     if find_spec("webdataset"):
         ways["webdataset"] = lambda: webdataset_batches(url, settings, own_decoder=True)
         ways["webdataset_decode"] = lambda: webdataset_batches(url, settings, own_decoder=False)
-    turns = in_turns({name: _consume(way, settings.batches) for name, way in ways.items()}, settings.rounds)
+    turns = alternate({name: _consume(way, settings.batches) for name, way in ways.items()}, settings.rounds)
     pairs = settings.batches * settings.batch_size
     rates = {name: pairs / statistics.median(found) for name, found in turns.items()}
-    first = in_turns({name: _consume(way, 1) for name, way in ways.items()}, settings.rounds)
+    first = alternate({name: _consume(way, 1) for name, way in ways.items()}, settings.rounds)
     later = _updates_per_epoch(url, settings) * 9 // 10 * settings.batch_size
     resumed = {"start": lambda: ours(url, settings), "resume": lambda: ours(url, settings, later)}
-    starts = in_turns({name: _consume(way, 1) for name, way in resumed.items()}, 2 * settings.rounds)
+    starts = alternate({name: _consume(way, 1) for name, way in resumed.items()}, 2 * settings.rounds)
     figures: dict[str, Any] = {f"{name}_pairs_per_second": rate for name, rate in rates.items()}
     for other in list(ways)[1:]:
         figures[f"ours_to_{other}"] = rates["ours"] / rates[other]
@@ -123,7 +123,7 @@ def _consume(way: Callable[[], Iterable[Any]], count: int) -> Callable[[], None]
     return work
 
 
-# ---- the ways
+# ---- the loaders
 
 
 def ours(url: str, settings: Settings, images_seen: int = 0) -> Iterator[Any]:
@@ -136,14 +136,14 @@ def ours(url: str, settings: Settings, images_seen: int = 0) -> Iterator[Any]:
 
 
 def consume_ours(url: str, settings: Settings) -> None:
-    """What memory is measured of."""
+    """The function whose memory is measured."""
     with closing(ours(url, settings)) as stream:
         for _ in itertools.islice(stream, settings.batches):
             pass
 
 
 def decoded(pngs: Pngs, settings: Settings) -> Iterator[Any]:
-    """As many decoded pairs as a batch has, again and again."""
+    """Endless lists of decoded pairs, a batch each."""
     with ThreadPoolExecutor(settings.threads) as pool:
         endless = itertools.cycle(pngs)
         while True:
@@ -152,7 +152,7 @@ def decoded(pngs: Pngs, settings: Settings) -> Iterator[Any]:
 
 
 def several(pngs: Pngs, settings: Settings) -> Iterator[Any]:
-    """Batches of `SEVERAL` crops of each pair that is decoded."""
+    """Batches of `SEVERAL` crops per decoded pair."""
     data, draw = DataRecipe(crop=settings.crop), np.random.default_rng(0)
 
     def crops(pair: tuple[bytes, bytes]) -> list[tuple[np.ndarray, ...]]:
@@ -167,7 +167,7 @@ def several(pngs: Pngs, settings: Settings) -> Iterator[Any]:
 
 
 class Files(torch.utils.data.Dataset):
-    """Pairs of PNG files, a crop of each."""
+    """Random crops of pairs of PNG files."""
 
     def __init__(self, folder: Path, crop: int) -> None:
         self.names, self.data = sorted((folder / "sharp").iterdir()), DataRecipe(crop=crop)
@@ -207,7 +207,7 @@ def _decode(png: bytes) -> np.ndarray:
 
 
 def _cut(whole: Iterable[np.ndarray], data: DataRecipe, draw: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """The same random crop of both pictures, as our loader draws it."""
+    """The same random crop of both pictures, drawn as in our loader."""
     blurred, sharp = whole
     crop = Crop.draw(sharp.shape[1], sharp.shape[0], data, draw)
     left, top, right, bottom = crop.box
@@ -222,7 +222,7 @@ def _stacked(pairs: list[tuple[np.ndarray, ...]]) -> list[torch.Tensor]:
 
 
 def made(url: str, count: int) -> str:
-    """A dataset of photographs, mirrored at their edges until they fill 1280x720; the URL."""
+    """Writes a dataset of photographs, mirrored at their edges to fill 1280x720; returns its URL."""
     from deblur.data.sample_set import blurred_photographs  # needs scikit-image
 
     photographs = itertools.cycle([*blurred_photographs("validation"), *blurred_photographs("test")])
@@ -236,7 +236,7 @@ def _grown(pixels: np.ndarray) -> np.ndarray:
 
 
 def cut_squares(url: str, pngs: Pngs) -> str:
-    """The same pairs in squares; the URL."""
+    """Writes the same pairs cut into squares; returns the URL."""
 
     def squares() -> Iterator[list[np.ndarray]]:
         for pair in pngs:
@@ -263,7 +263,7 @@ def _write(url: str, pairs: Iterable[list[np.ndarray]]) -> str:
 
 
 def write_files(folder: Path, pngs: Pngs) -> None:
-    """The same pairs as files."""
+    """Writes the same pairs as PNG files."""
     for side, nth_side in (("blurred", 0), ("sharp", 1)):
         (folder / side).mkdir(parents=True)
         for nth, pair in enumerate(pngs):
@@ -271,7 +271,7 @@ def write_files(folder: Path, pngs: Pngs) -> None:
 
 
 def pngs_of(url: str) -> Pngs:
-    """The files of all training pairs."""
+    """PNGs of all training pairs."""
     dataset = _dataset(url)
     found = (read_files(dataset, shard, s) for shard in dataset.index.splits["train"].shards for s in shard.samples)
     return [(blurred[0], sharp[0]) for blurred, sharp in found]

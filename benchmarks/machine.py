@@ -1,4 +1,4 @@
-"""Where a figure was measured."""
+"""Describes the machine of a measurement."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchvision", "pillow", "ray", "boto3", "webdataset")
 
 
 def machine() -> dict[str, Any]:
-    """Hardware, versions and day, to be printed beside every figure."""
+    """Hardware, versions and date, reported with all figures."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""The memory that some work takes at most: in a process of its own, on a CPU beside what the imports take."""
+"""Peak memory of a function, measured in its own process; on a CPU without the memory of the imports."""
 
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -11,17 +11,17 @@ from benchmarks.timing import wait
 
 
 def peak_bytes(work: Callable[..., Any], *arguments: Any) -> int:
-    """Of `work(*arguments)`; the function is found by its name, and arguments are copied."""
+    """Peak bytes of `work(*arguments)`, which are pickled."""
     context = get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_tell_peak, args=(queue, work, arguments))
+    process = context.Process(target=_send_peak, args=(queue, work, arguments))
     process.start()
     peak = int(queue.get())
     process.join()
     return peak
 
 
-def _tell_peak(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _send_peak(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     before = _resident("VmRSS")
     work(*arguments)
     wait()
@@ -29,6 +29,6 @@ def _tell_peak(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...])
 
 
 def _resident(which: str) -> int:
-    """Memory of this process: VmRSS now, VmHWM at most. (getrusage's maximum is that of the parent, at first.)"""
+    """Memory of this process: VmRSS now, VmHWM peak. (getrusage's peak starts at the parent's.)"""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
     return int(line.split()[1]) * 1024

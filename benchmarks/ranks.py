@@ -1,7 +1,7 @@
-"""Ranks of a benchmark: processes of one thread, each on a core of its own, told by lines of JSON what to do.
+"""Ranks of a benchmark: single-threaded processes, each pinned to a core, that take commands as lines of JSON.
 
-Where this machine permits it each has a network namespace with a link, whose bytes are counted and whose rate can be
-limited (tc, Debian's iproute2). python -m benchmarks.ranks is one such process.
+Where permitted, each has a network namespace with its own link, whose bytes are counted and whose rate can be limited
+(tc, Debian's iproute2). python -m benchmarks.ranks is one such process.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from deblur.models.vgg import load_features
 from deblur.training.distributed import build
 from deblur.training.update import Updater
 
-# alone         without any other rank
-# ddp           as the product makes it
-# copied        gradients are copied into what is sent, and back
-# one_bucket    all gradients of a network at once, after its backward: nothing is sent beside computing
-# small_buckets messages of about 5 MB at most, where a single gradient is not larger
-# bfloat16      gradients travel in bfloat16
-# local_critic  critics step by themselves and are averaged once per update: another algorithm
+# alone         no communication
+# ddp           as deblur trains
+# copied        gradients are copied into buckets and back (no gradient_as_bucket_view)
+# one_bucket    all gradients of a network in one message after its backward: no overlap
+# small_buckets buckets of at most about 5 MB, unless a single gradient is larger
+# bfloat16      gradients are compressed to bfloat16
+# local_critic  critics step locally and are averaged once per update: a different algorithm
 WAYS = ("alone", "ddp", "copied", "one_bucket", "small_buckets", "bfloat16", "local_critic")
 
 
@@ -45,20 +45,20 @@ WAYS = ("alone", "ddp", "copied", "one_bucket", "small_buckets", "bfloat16", "lo
 
 
 class Ways:
-    """Updaters of one rank, made when they are first asked for."""
+    """Updaters of one rank, built on first use."""
 
     def __init__(self, recipe: Recipe, rank: Rank) -> None:
         self.recipe, self.rank, self._made = recipe, rank, dict[str, Updater]()
         self.features = load_features(recipe.loss.features, "random", None)
 
     def updater(self, way: str) -> Updater:
-        """The one that is kept."""
+        """The cached updater of a mode."""
         if way not in self._made:
             self._made[way] = self.fresh(way)
         return self._made[way]
 
     def fresh(self, way: str) -> Updater:
-        """Another one, with the recipe's first weights."""
+        """A new updater with the initial weights of the recipe."""
         if way == "ddp":
             return build(self.recipe, self.features, self.rank)
         updater = build(self.recipe, self.features, Rank())
@@ -77,7 +77,7 @@ class Ways:
         return updater
 
     def update(self, way: str, updater: Updater, nth: int) -> None:
-        """The nth update, on noise that differs between ranks."""
+        """Makes the nth update, on noise that differs between ranks."""
         torch.manual_seed(nth * self.rank.num_ranks + self.rank.rank)
         updater.update(*self._batch(nth))
         if way == "local_critic":
@@ -92,7 +92,7 @@ class Ways:
         return blurred, sharp, torch.rand(self.recipe.loss.critic_updates, share, 1, 1, 1, generator=draw)
 
     def timed(self, way: str, updates: int) -> dict[str, float]:
-        """Of an update: seconds, processor's seconds of all threads, bytes sent (0 without a link of its own)."""
+        """Wall-clock seconds, CPU seconds and bytes sent per update (0 bytes without an own link)."""
         updater = self.updater(way)
         dist.barrier()
         sent, start, processor = _sent_bytes(), time.perf_counter(), time.process_time()
@@ -103,7 +103,7 @@ class Ways:
         return {name: value / updates for name, value in found.items()}
 
     def reduced(self) -> dict[str, float]:
-        """What the product's DDP reduces in an update: messages, their bytes, and the bytes of each backward's last."""
+        """Messages and bytes that DDP reduces in an update, and the bytes of the last bucket of each backward."""
         updater, messages, last = self.fresh("ddp"), list[int](), list[int]()
 
         def count(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -113,26 +113,26 @@ class Ways:
 
         for network in (updater.generator, updater.critic):
             network.register_comm_hook(None, count)
-        for nth in range(2):  # DDP forms its buckets anew after a first backward
+        for nth in range(2):  # DDP rebuilds its buckets after the first backward
             messages.clear()
             last.clear()
             self.update("ddp", updater, nth)
         return {"messages": len(messages), "bytes": sum(messages), "last_bytes": sum(last)}
 
-    def apart(self, way: str, updates: int) -> dict[str, float]:
-        """How far some updates end from those of "ddp", as a share of the way that those went."""
-        begin = _weights(self.fresh("ddp"))
+    def weight_divergence(self, way: str, updates: int) -> dict[str, float]:
+        """Distance between the weights after some updates and those of "ddp", relative to how far "ddp" moved them."""
+        initial = _weights(self.fresh("ddp"))
         ends = []
         for each in ("ddp", way):
             updater = self.fresh(each)
             for nth in range(updates):
                 self.update(each, updater, nth)
             ends.append(_weights(updater))
-        return {"apart": ((ends[1] - ends[0]).norm() / (ends[0] - begin).norm()).item()}
+        return {"weight_divergence": ((ends[1] - ends[0]).norm() / (ends[0] - initial).norm()).item()}
 
 
 def _weights(updater: Updater) -> Tensor:
-    """Of both networks: [all]"""
+    """The weights of both networks: [all]"""
     networks = (updater.generator, updater.critic)
     return torch.cat([p.detach().double().flatten() for network in networks for p in network.parameters()])
 
@@ -143,44 +143,44 @@ def _sent_bytes() -> int:
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
-    rank = Rank(rank=told["rank"], num_ranks=told["num_ranks"])
+    config = json.loads(sys.argv[1])
+    rank = Rank(rank=config["rank"], num_ranks=config["num_ranks"])
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank.rank % len(cores)]})
-    dist.init_process_group("gloo", init_method=told["meet"], rank=rank.rank, world_size=rank.num_ranks)
-    ways = Ways(recipe_of(UpdateSettings(**told["settings"])), rank)
+    dist.init_process_group("gloo", init_method=config["init_method"], rank=rank.rank, world_size=rank.num_ranks)
+    ways = Ways(recipe_of(UpdateSettings(**config["settings"])), rank)
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(getattr(ways, command.pop("do"))(**command)), flush=True)
+        print(json.dumps(getattr(ways, command.pop("method"))(**command)), flush=True)
     dist.destroy_process_group()
 
 
-# ---- in the process that measures
+# ---- in the measuring process
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Running ranks."""
+    """Running rank processes."""
 
     processes: list[subprocess.Popen]
     places: list[Place]
 
     @property
     def isolated(self) -> bool:
-        """Whether each has a network of its own."""
+        """Whether each rank has a network namespace."""
         return bool(self.places)
 
-    def all(self, do: str, **told: Any) -> list[dict[str, float]]:
-        """What each answers."""
+    def call(self, method: str, **arguments: Any) -> list[dict[str, float]]:
+        """Calls a method of `Ways` on all ranks; returns the result of each."""
         for process in self.processes:
-            process.stdin.write(json.dumps({"do": do, **told}) + "\n")
+            process.stdin.write(json.dumps({"method": method, **arguments}) + "\n")
             process.stdin.flush()
-        return [_answer(process) for process in self.processes]
+        return [_result(process) for process in self.processes]
 
     def can_limit(self) -> bool:
-        """Whether links can be limited here: it tries (tc, and the kernel's tbf)."""
+        """Tries whether tc and the kernel's tbf can limit links here."""
         try:
             self.limit(1000)
             self.limit(None)
@@ -189,7 +189,7 @@ class Ranks:
         return self.isolated
 
     def limit(self, mbit: float | None) -> None:
-        """Lets each link send so many megabits per second; None is without a limit."""
+        """Limits each link to `mbit` megabits per second; None removes the limit."""
         for place in self.places:
             command = [*place.command(), "tc", "qdisc"]
             subprocess.run([*command, "delete", "dev", "eth0", "root"], check=False, capture_output=True)
@@ -198,29 +198,29 @@ class Ranks:
                 subprocess.run([*command, "add", "dev", "eth0", "root", *limit], check=True, capture_output=True)
 
 
-def _answer(process: subprocess.Popen) -> dict[str, float]:
+def _result(process: subprocess.Popen) -> dict[str, float]:
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"a rank of the benchmark ended with {process.wait()}; its own words stand above")
+        raise RuntimeError(f"a rank exited with status {process.wait()}; see its output above")
     return json.loads(line)
 
 
 @contextlib.contextmanager
 def ranks(num_ranks: int, settings: dict[str, Any]) -> Iterator[Ranks]:
-    """So many processes with what `benchmarks.update.Settings` say; they end with the context."""
+    """Starts `num_ranks` processes with `settings` for `benchmarks.update.Settings`; the context ends them."""
     with contextlib.ExitStack() as stack:
         places: list[Place] = []
         if can_isolate():
             network = stack.enter_context(new_network(new_name()))
             places = [network.add(nth) for nth in range(num_ranks)]
         address = places[0].address if places else "127.0.0.1"
-        link, meet = "eth0" if places else "lo", f"tcp://{address}:{_free_port()}"
+        link, init_method = "eth0" if places else "lo", f"tcp://{address}:{_free_port()}"
         processes = []
         for nth in range(num_ranks):
-            told = {"rank": nth, "num_ranks": num_ranks, "meet": meet, "settings": settings}
+            config = {"rank": nth, "num_ranks": num_ranks, "init_method": init_method, "settings": settings}
             command = [*(places[nth].command() if places else []), sys.executable, "-m", "benchmarks.ranks"]
             process = subprocess.Popen(
-                [*command, json.dumps(told)],
+                [*command, json.dumps(config)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -230,7 +230,7 @@ def ranks(num_ranks: int, settings: dict[str, Any]) -> Iterator[Ranks]:
             stack.callback(process.kill)
             processes.append(process)
         for process in processes:
-            _answer(process)
+            _result(process)
         yield Ranks(processes, places)
 
 

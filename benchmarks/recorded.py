@@ -1,7 +1,7 @@
-"""deblur.train that writes down what each rank consumes, and when: python -m benchmarks.recorded FLAGS OF deblur.train
+"""deblur.train with a record of the samples each rank consumes, and when: python -m benchmarks.recorded TRAIN_FLAGS
 
-RECORD names the folder (on a disk that all nodes share); every group of ranks that starts adds a file per rank. PACE_S
-makes each update take so much longer: small networks on few cores are quicker than the faults that they are to meet.
+RECORD names the folder (on a disk that all nodes share); each worker group adds a file per rank. PACE_S is a pause per
+update: without it small networks would finish before a fault can be injected.
 """
 
 import json
@@ -23,7 +23,7 @@ from deblur.training import job, loop
 
 
 def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """What each rank does in the place of `deblur.training.job.train_rank`."""
+    """Replaces `deblur.training.job.train_rank`."""
     folder, pace_s = Path(os.environ["RECORD"]), float(os.environ.get("PACE_S", "0"))
     start = sync.broadcast_from_rank0(time.time_ns)
 
@@ -43,13 +43,13 @@ def train_rank(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What one group of ranks consumed, all ranks together."""
+class WorkerGroup:
+    """The samples consumed by the ranks of one (re)start of a run."""
 
     pids: tuple[int, ...]
-    """By rank."""
+    """Process ids, by rank."""
     lines: tuple[dict[str, Any], ...]
-    """In the order of time."""
+    """Updates of all ranks, ordered by time."""
 
     @property
     def num_ranks(self) -> int:
@@ -62,44 +62,45 @@ class Start:
 
     @property
     def end(self) -> int:
-        """images_seen of the last update that was begun."""
+        """images_seen of the last update begun."""
         return max(line["images_seen"] for line in self.lines)
 
 
-def read_record(folder: Path) -> list[Start]:
-    """The groups so far that have begun an update, in order; a line that is being written is left out."""
+def read_record(folder: Path) -> list[WorkerGroup]:
+    """The worker groups that have begun an update, in order; incomplete last lines are skipped."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.jsonl"), key=lambda p: int(p.stem.partition("-")[2])):
         files.setdefault(path.stem.partition("-")[0], []).append(path)
-    starts = []
+    groups = []
     for _, paths in sorted(files.items()):
         ranks = [[json.loads(line) for line in path.read_text().splitlines(True) if line[-1] == "\n"] for path in paths]
         lines = sorted((line for rank in ranks for line in rank[1:]), key=lambda line: line["time"])
         if lines:
-            starts.append(Start(tuple(rank[0]["pid"] for rank in ranks), tuple(lines)))
-    return starts
+            groups.append(WorkerGroup(tuple(rank[0]["pid"] for rank in ranks), tuple(lines)))
+    return groups
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a run's data and work."""
+    """Samples and updates that a run lost or repeated."""
 
     starts: int
+    """Worker groups."""
     updates_lost: int
-    """Begun and not committed: made again after a restart."""
+    """Begun but not in a checkpoint: repeated after a restart."""
     ids_lost: int
-    """Positions of the plan that no committed update consumed."""
+    """Positions of the plan that no checkpointed update consumed."""
     ids_repeated: int
-    """Positions that committed updates consumed more than once in an epoch."""
+    """Positions that checkpointed updates consumed more than once in an epoch."""
 
 
-def account(starts: list[Start], plan: Plan, total: int) -> Account:
-    """Counts committed work: of each group what came before the images at which the next one went on."""
-    ends = [start.begin for start in starts[1:]] + [total]
+def account(groups: list[WorkerGroup], plan: Plan, total: int) -> Account:
+    """Counts checkpointed work: of each group, the updates before the images at which the next group resumed."""
+    ends = [group.begin for group in groups[1:]] + [total]
     consumed = Counter(
         (line["epoch"], position)
-        for start, end in zip(starts, ends, strict=True)
-        for line in start.lines
+        for group, end in zip(groups, ends, strict=True)
+        for line in group.lines
         if line["images_seen"] < end
         for position in line["positions"]
     )
@@ -108,9 +109,9 @@ def account(starts: list[Start], plan: Plan, total: int) -> Account:
         for update in range(total // plan.batch_size)
         for lane in range(plan.batch_size)
     }
-    begun = [(start.end - end) // plan.batch_size + 1 for start, end in zip(starts, ends, strict=True)]
+    begun = [(group.end - end) // plan.batch_size + 1 for group, end in zip(groups, ends, strict=True)]
     return Account(
-        starts=len(starts),
+        starts=len(groups),
         updates_lost=sum(begun[:-1]),
         ids_lost=len(planned - consumed.keys()),
         ids_repeated=sum(count - 1 for count in consumed.values()) + len(consumed.keys() - planned),
@@ -125,6 +126,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.recorded import main as imported_main  # ranks find their function by the name of its module
+    from benchmarks.recorded import (
+        main as imported_main,  # ranks import their function by module name, which __main__ is not
+    )
 
     imported_main()

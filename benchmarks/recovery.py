@@ -1,6 +1,6 @@
-"""Kills parts of a training run on two nodes of a cluster on this machine, and measures what it takes to go on.
+"""Injects faults into training runs on two nodes of a local cluster, and measures the time and work lost.
 
-python -m benchmarks.recovery --json       all faults; nodes have network namespaces where the machine permits them
+python -m benchmarks.recovery --json       all faults; nodes get network namespaces where permitted
 python -m benchmarks.recovery --faults worker node
 """
 
@@ -21,7 +21,7 @@ import tyro
 from ray.job_submission import JobSubmissionClient
 
 from benchmarks.machine import machine
-from benchmarks.recorded import Account, Start, account, read_record
+from benchmarks.recorded import Account, WorkerGroup, account, read_record
 from cluster.local import LocalCluster, local_cluster
 from cluster.local import Settings as ClusterSettings
 from cluster.rehearsal.network import can_isolate
@@ -46,33 +46,33 @@ WAIT_S = 300.0
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     faults: tuple[str, ...] = ()
-    """Of worker, node, link, preemption, driver, elastic; else all of them."""
+    """Any of worker, node, link, preemption, driver, elastic; default all."""
     updates: int = 400
     """Length of each run."""
     seed: int = 0
-    """Of the update at which the fault comes, and of the rank or node that it meets."""
+    """Picks the update at which the fault is injected, and the rank or node that it hits."""
     json: bool = False
     """Print one line of JSON at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a fault cost."""
+    """The cost of a fault."""
 
     fault: str
     seconds_to_next_update: float
-    """From the fault to the first update of the group that came after it."""
+    """From the fault to the first update of the next worker group."""
     seconds_without_updates: float
-    """From the last update of the group before to the first of the group after."""
+    """From the last update of the group before the fault to the first of the group after it."""
     account: Account
     num_ranks: tuple[int, ...]
-    """Of each group."""
+    """World size of each group."""
     same_weights: bool | None
-    """As the undisturbed run, bit for bit; None where other numbers of ranks took part."""
+    """Whether the weights equal those of the undisturbed run bit for bit; None if the world size changed."""
 
 
 class Bench:
-    """A cluster of two nodes, a dataset, and the runs made on it."""
+    """A cluster of two nodes, a dataset, and its runs."""
 
     def __init__(self, cluster: LocalCluster, dataset: Dataset, folder: Path, updates: int = 400) -> None:
         self.cluster, self.dataset, self.folder = cluster, dataset, folder
@@ -82,16 +82,16 @@ class Bench:
         self.plan = plan_of(recipe, dataset.index)
         self.total = total_images(recipe, self.plan)
         self._jobs = JobSubmissionClient(cluster.jobs)
-        self.undisturbed: bytes | None = None  # the generator of a run without any fault, once there was one
+        self.undisturbed: bytes | None = None  # the generator of the run without a fault, once it has finished
 
     def record(self, run: str) -> Path:
-        """Where the ranks of a run write down what they consume."""
+        """The folder in which the ranks of a run record the samples they consume."""
         folder = self.folder / f"{run}.record"
         folder.mkdir(exist_ok=True)
         return folder
 
     def submit(self, run: str, *more: str) -> str:
-        """Starts a run, or the same again; its job."""
+        """Starts or resumes a run; returns its job id."""
         runs = self.environment.get("DEBLUR_RUNS", str(self.folder))
         flags = [*self.flags, "--runs", runs, "--run", run, "--nodes", "2", *more]
         record = {"RECORD": str(self.record(run)), "PACE_S": str(PACE_S)}
@@ -107,30 +107,30 @@ class Bench:
         return self._jobs.get_job_logs(job)
 
     def wait(self, job: str, status: str = "SUCCEEDED") -> str:
-        """Until a job has ended as expected; its log."""
+        """Waits until a job has ended with `status`; returns its log."""
         _wait_until(lambda: not self.is_running(job), lambda: self.log(job))
         if (ended := self._jobs.get_job_status(job)) != status:
-            raise RuntimeError(f"the job has ended as {ended}:\n{self.log(job)}")
+            raise RuntimeError(f"expected the job to end as {status}, got {ended}:\n{self.log(job)}")
         return self.log(job)
 
-    def wait_for_update(self, run: str, job: str, update: int) -> Start:
-        """Until a group has begun so many updates of a run and something is committed; that group."""
+    def wait_for_update(self, run: str, job: str, update: int) -> WorkerGroup:
+        """Waits until a worker group has begun `update` and a checkpoint exists; returns that group."""
 
-        def there() -> bool:
-            starts = read_record(self.record(run))
-            reached = starts and starts[-1].end >= update * self.plan.batch_size
-            if not reached and not self.is_running(job):
-                raise RuntimeError(f"the job ended too early:\n{self.log(job)}")
-            return bool(reached) and self.run(run).images_seen() > 0
+        def reached() -> bool:
+            groups = read_record(self.record(run))
+            begun = bool(groups) and groups[-1].end >= update * self.plan.batch_size
+            if not begun and not self.is_running(job):
+                raise RuntimeError(f"the job ended before update {update}:\n{self.log(job)}")
+            return begun and self.run(run).images_seen() > 0
 
-        _wait_until(there, lambda: self.log(job))
+        _wait_until(reached, lambda: self.log(job))
         return read_record(self.record(run))[-1]
 
     def run(self, name: str) -> Run:
         return Run(join(self.environment.get("DEBLUR_RUNS", str(self.folder)), name))
 
     def generator(self, run: str) -> bytes:
-        """The finished generator's file."""
+        """The file of the finished generator."""
         checkpoints = self.run(run).checkpoints
         newest = checkpoints.list()[-1]
         if newest.images_seen != self.total:
@@ -138,46 +138,46 @@ class Bench:
         return checkpoints.load_part(newest, "generator.safetensors")
 
     def outcome(self, run: str, fault: str, at: float) -> Outcome:
-        """What a fault at the time `at` did to a run that has ended."""
-        starts = read_record(self.record(run))
-        after = next(nth for nth, start in enumerate(starts) if start.lines[0]["time"] > at)
-        resumed = starts[after].lines[0]["time"]
-        ranks = tuple(start.num_ranks for start in starts)
+        """Measures what a fault at time `at` did to a finished run."""
+        groups = read_record(self.record(run))
+        after = next(nth for nth, group in enumerate(groups) if group.lines[0]["time"] > at)
+        resumed = groups[after].lines[0]["time"]
+        ranks = tuple(group.num_ranks for group in groups)
         return Outcome(
             fault=fault,
             seconds_to_next_update=round(resumed - at, 1),
-            seconds_without_updates=round(resumed - starts[after - 1].lines[-1]["time"], 1),
-            account=account(starts, self.plan, self.total),
+            seconds_without_updates=round(resumed - groups[after - 1].lines[-1]["time"], 1),
+            account=account(groups, self.plan, self.total),
             num_ranks=ranks,
             same_weights=self.generator(run) == self.undisturbed if set(ranks) == {2} else None,
         )
 
 
-# ---- faults: each runs a training, disturbs it once, and returns when it has ended
+# ---- faults: each starts a run, injects one fault, waits for the end, and returns the time of the fault
 
 
 def kill_worker(bench: Bench, run: str, draw: random.Random) -> float:
-    """SIGKILL to the process of one rank."""
+    """SIGKILL to one rank."""
     job = bench.submit(run)
-    start = bench.wait_for_update(run, job, _some_update(bench, draw))
+    group = bench.wait_for_update(run, job, _some_update(bench, draw))
     at = time.time()
-    os.kill(draw.choice(start.pids), signal.SIGKILL)
+    os.kill(draw.choice(group.pids), signal.SIGKILL)
     bench.wait(job)
     return at
 
 
 def kill_node(bench: Bench, run: str, draw: random.Random) -> float:
-    """SIGKILL to every process of a node; another one comes."""
+    """SIGKILL to every process of a node, which is replaced."""
     return _lose_node(bench, run, draw, lambda node: node.kill())
 
 
 def cut_link(bench: Bench, run: str, draw: random.Random) -> float:
-    """A node is no longer to be reached; another one comes."""
+    """Cuts the network link of a node, which is replaced."""
     return _lose_node(bench, run, draw, lambda node: node.cut())
 
 
 def preempt_node(bench: Bench, run: str, draw: random.Random) -> float:
-    """SIGTERM to `ray start --block`, as a spot reclaim does; another node comes."""
+    """SIGTERM to `ray start --block`, as on a spot preemption; the node is replaced."""
     return _lose_node(bench, run, draw, lambda node: node.terminate())
 
 
@@ -195,7 +195,7 @@ def _lose_node(bench: Bench, run: str, draw: random.Random, lose: Callable[[Any]
 
 
 def kill_driver(bench: Bench, run: str, draw: random.Random) -> float:
-    """SIGKILL to the driver, then the same command."""
+    """SIGKILL to the driver, which is then restarted with the same command."""
     job = bench.submit(run)
     bench.wait_for_update(run, job, _some_update(bench, draw))
     at = time.time()
@@ -206,7 +206,7 @@ def kill_driver(bench: Bench, run: str, draw: random.Random) -> float:
 
 
 def lose_node_for_good(bench: Bench, run: str, draw: random.Random) -> float:
-    """SIGKILL to every process of a node and no other comes: --min-nodes 1."""
+    """SIGKILL to every process of a node, which is not replaced: the run continues with --min-nodes 1."""
     job = bench.submit(run, "--min-nodes", "1")
     bench.wait_for_update(run, job, _some_update(bench, draw))
     node = draw.choice(bench.cluster.nodes)
@@ -219,7 +219,7 @@ def lose_node_for_good(bench: Bench, run: str, draw: random.Random) -> float:
 
 
 def _some_update(bench: Bench, draw: random.Random) -> int:
-    """In the second quarter: behind a checkpoint, and with enough to come that a notice can be heeded."""
+    """An update in the second quarter: after a checkpoint, and early enough for a preemption notice to take effect."""
     updates = bench.total // bench.plan.batch_size
     return draw.randrange(updates // 4, updates // 2)
 
@@ -234,15 +234,15 @@ FAULTS = {
 }
 
 
-def suffer(bench: Bench, fault: str, seed: int) -> Outcome:
-    """One run with one fault."""
+def run_with_fault(bench: Bench, fault: str, seed: int) -> Outcome:
+    """Runs a training into which one fault is injected."""
     run = f"{fault}-{seed}"
     return bench.outcome(run, fault, FAULTS[fault](bench, run, random.Random(f"{fault} {seed}")))
 
 
 @contextmanager
 def two_nodes(updates: int = 400) -> Iterator[Bench]:
-    """A bench on a new cluster, isolated where the machine permits it."""
+    """A bench on a new cluster, with network namespaces where permitted."""
     settings = ClusterSettings(nodes=2, isolated=can_isolate(), drain_s=DRAIN_S)
     with tempfile.TemporaryDirectory(prefix="recovery-") as folder, local_cluster(settings) as cluster:
         data = open_store(join(folder, "data"))
@@ -254,7 +254,7 @@ def _wait_until(condition: Callable[[], bool], log: Callable[[], str]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {WAIT_S:.0f} s; the job's log:\n{log()}")
+            raise TimeoutError(f"timed out after {WAIT_S:.0f} s; log of the job:\n{log()}")
         time.sleep(0.1)
 
 
@@ -267,7 +267,7 @@ def main() -> None:
         bench.wait(bench.submit("undisturbed"))
         bench.undisturbed = bench.generator("undisturbed")
         for fault in faults:
-            outcomes.append(suffer(bench, fault, settings.seed))
+            outcomes.append(run_with_fault(bench, fault, settings.seed))
             print(_line(outcomes[-1]), flush=True)
     if settings.json:
         result = {"benchmark": "recovery", "machine": machine(), "settings": asdict(settings), "isolated": isolated}

@@ -1,9 +1,9 @@
-"""How fast photographs are restored, what tiles cost, and that memory stays within bounds.
+"""Speed of restoring, overhead of tiles, and peak memory.
 
 python -m benchmarks.restore --json
 
-Whole pictures and tiles take turns in one process. Memory is measured in a process of its own for each size, beside
-what the imports take. Weights are fresh: they cost as much as trained ones.
+Whole pictures and tiles alternate in one process. Memory is measured in a separate process per size, without that of
+the imports. Weights are random, which costs the same as trained ones.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks import flops
 from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
-from benchmarks.timing import in_turns, pick_device
+from benchmarks.timing import alternate, pick_device
 from benchmarks.update import matmul_rate
 from deblur.config import recipes
 from deblur.inference.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
@@ -36,14 +36,14 @@ class Settings:
     height: int = option(720, "Of the picture.")
     tile: int = option(TILE, "Side of the tiles.")
     memory: str = option(
-        "640x360,1280x720,2560x1440,2560x1600,3840x2160", "Sizes whose memory is measured; the last two in tiles."
+        "640x360,1280x720,2560x1440,2560x1600,3840x2160", "Sizes for which memory is measured; the last two use tiles."
     )
-    rounds: int = option(3, "Turns.")
+    rounds: int = option(3, "Rounds.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
+    """The figures, medians over rounds."""
     size, device = (settings.width, settings.height), pick_device()
     generator, picture = generator_of(settings.recipe, device), picture_of(size)
     restored: dict[str, np.ndarray] = {}
@@ -59,7 +59,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "bfloat16": partial(restore, "bfloat16", **whole),
     }
     restore("whole", **whole)  # warms up
-    turns = in_turns(ways, settings.rounds)
+    turns = alternate(ways, settings.rounds)
     median = {way: statistics.median(found) for way, found in turns.items()}
     counted, ceiling = operations(generator, size), matmul_rate(device, torch.float32)
     peaks = {text: peak_bytes(restore_once, settings.recipe, _size(text)) for text in settings.memory.split(",")}
@@ -84,7 +84,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def generator_of(recipe: str, device: torch.device) -> nn.Module:
-    """The preset's network with fresh weights, in eval mode."""
+    """The generator of a preset with random weights, in eval mode."""
     torch.manual_seed(0)
     return build_generator(recipes.PRESETS[recipe]()).to(device).eval()
 
@@ -95,13 +95,13 @@ def picture_of(size: _Size) -> np.ndarray:
 
 
 def restore_once(recipe: str, size: _Size) -> None:
-    """What memory is measured of: as deblur.restore does it, whole or in tiles."""
+    """The function whose memory is measured: restores like deblur.restore, whole or in tiles."""
     device = pick_device()
     restore_picture(generator_of(recipe, device), picture_of(size), device=device)
 
 
 def growth(peaks: dict[str, int], *, tiled: bool) -> float | None:
-    """Bytes by which the peak grows with a pixel of the picture, from the smallest such picture to the largest."""
+    """Growth of the peak in bytes per pixel, between the smallest and largest such picture; None for fewer than two."""
     found = sorted((math.prod(_size(text)), peak) for text, peak in peaks.items())
     chosen = [(pixels, peak) for pixels, peak in found if (pixels > MAX_PIXELS) == tiled]
     if len(chosen) < 2:
@@ -111,12 +111,12 @@ def growth(peaks: dict[str, int], *, tiled: bool) -> float | None:
 
 
 def operations(generator: nn.Module, size: _Size) -> int:
-    """Of one whole picture, from the shapes: in proportion to its pixels."""
+    """Operations for one whole picture, proportional to its pixels."""
     return flops.forward_of(generator, 1, 256).all * size[0] * size[1] // 256**2
 
 
 def pixels_in_tiles(size: _Size, tile: int, generator: nn.Module) -> int:
-    """Pixels that pass the generator where a picture is restored in tiles."""
+    """Pixels that pass through the generator when a picture is restored in tiles."""
     rows, columns = (spans(length, tile, 2 * MARGIN + RAMP) for length in (size[1], size[0]))
     tiles = itertools.product(rows, columns)
     inside = sum((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)

@@ -1,12 +1,12 @@
-"""What more ranks bring and what they cost: weak scaling, bytes on the wire, slow links, a model for other clusters.
+"""Weak scaling, bytes on the wire, slow links, and a cost model for other clusters.
 
 python -m benchmarks.scaling --json
 
-Two ranks of one thread, each on a core of its own, make updates together, and each for itself beside the other, in
-turns: the second is what the machine allows. Efficiency compares the pictures per second of all ranks. Links between
-network namespaces are then limited (where this process may), with gradients sent while others are still computed, and
-after all of them. From the times at several rates follows how much computing hides of the sending (cost.py), and from
-that a table for GPUs, whose computing is an assumption.
+Two single-threaded ranks, each pinned to a core, alternate between updates together and independent updates side by
+side, which are the upper bound of this machine. Efficiency is the ratio of pictures per second of all ranks. Links
+between network namespaces are then limited (where permitted), with gradients sent during the backward pass and after
+it. Times at several rates give the overlap of computing and communication (cost.py), and that gives a table for GPUs,
+whose compute time is an assumption.
 """
 
 import statistics
@@ -29,33 +29,33 @@ GPUS = tuple(2**power for power in range(11))
 class Settings:
     recipe: str = option("paper", "Preset.")
     image_size: int = option(256, "Side of the pictures.")
-    ranks: int = option(2, "At most one per core, or they disturb each other.")
-    batch_per_rank: int = option(1, "Pictures of a rank in an update.")
-    updates: int = option(2, "Of each kind per turn.")
-    rounds: int = option(5, "Turns.")
-    mbit: str = option("1000,500,250", "Rates of a link, in 1,000,000 bits per second.")
-    parity_updates: int = option(2, "After which the weights of the ways are compared.")
+    ranks: int = option(2, "World size, at most one per core.")
+    batch_per_rank: int = option(1, "Pictures per rank and update.")
+    updates: int = option(2, "Updates of each mode per round.")
+    rounds: int = option(5, "Rounds.")
+    mbit: str = option("1000,500,250", "Link rates in Mbit/s.")
+    parity_updates: int = option(2, "Updates after which the weights of the modes are compared.")
     gpu_seconds: float | None = option(
-        None, "Seconds of an update on one GPU, for the table; else from the next three."
+        None, "Seconds of an update on one GPU, for the table; default: from the next three."
     )
-    gpu_tflops: float = option(989.0, "An assumption: bfloat16 of an H100, dense, by its data sheet.")
-    gpu_share: float = option(0.35, "An assumption: the share of it that an update reaches.")
-    gpu_batch: int = option(16, "Pictures of a GPU in an update.")
-    gpu_latency_us: float = option(10.0, "An assumption: microseconds of a message's step.")
+    gpu_tflops: float = option(989.0, "Assumption: dense bfloat16 of an H100, by its data sheet.")
+    gpu_share: float = option(0.35, "Assumption: the share of gpu_tflops that an update reaches.")
+    gpu_batch: int = option(16, "Pictures per GPU and update.")
+    gpu_latency_us: float = option(10.0, "Assumption: latency of one step of a message, in microseconds.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
-    told = {
+    """The figures, medians over rounds."""
+    update_settings = {
         "recipe": settings.recipe,
         "image_size": settings.image_size,
         "batch_size": settings.ranks * settings.batch_per_rank,
     }
     least = least_bytes(settings)
-    with ranks(settings.ranks, told) as group:
+    with ranks(settings.ranks, update_settings) as group:
         scaling = weak_scaling(group, settings)
-        reduced = group.all("reduced")[0]
+        reduced = group.call("reduced")[0]
         figures = scaling | {
             "isolated": group.isolated,
             "messages_per_update": reduced["messages"],
@@ -63,12 +63,13 @@ def measure(settings: Settings) -> dict[str, Any]:
             "reduced_last_share": reduced["last_bytes"] / reduced["bytes"],
             "least_bytes_per_update": least,
             "sent_to_least_bytes": scaling["sent_bytes_per_update"] / least if group.isolated else None,
-            "apart": {
-                way: group.all("apart", way=way, updates=settings.parity_updates)[0]["apart"] for way in WAYS[2:]
+            "weight_divergence": {
+                way: group.call("weight_divergence", way=way, updates=settings.parity_updates)[0]["weight_divergence"]
+                for way in WAYS[2:]
             },
         }
         if not group.isolated:
-            return figures | {"left_out": ["bytes, limited links: this process may not make network namespaces"]}
+            return figures | {"left_out": ["bytes, limited links: network namespaces are not permitted here"]}
         if not group.can_limit():
             return figures | {"left_out": ["limited links: tc or the kernel's tbf is not permitted here"]}
         turns = limited_links(group, settings)
@@ -98,15 +99,15 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def weak_scaling(group: Ranks, settings: Settings) -> dict[str, Any]:
-    """Two ranks together against each for itself."""
+    """Ranks that train together, compared with independent ranks."""
     turns: dict[str, list[list[dict[str, float]]]] = {"alone": [], "ddp": [], "copied": []}
     for way in turns:
-        group.all("timed", way=way, updates=1)  # warms up
+        group.call("timed", way=way, updates=1)  # warms up
     for _ in range(settings.rounds):
         for way, found in turns.items():
-            found.append(group.all("timed", way=way, updates=settings.updates))
+            found.append(group.call("timed", way=way, updates=settings.updates))
     rates = {
-        way: [sum(settings.batch_per_rank / answer["seconds"] for answer in turn) for turn in found]
+        way: [sum(settings.batch_per_rank / result["seconds"] for result in turn) for turn in found]
         for way, found in turns.items()
     }
     efficiencies = [together / alone for together, alone in zip(rates["ddp"], rates["alone"], strict=True)]
@@ -127,48 +128,48 @@ def weak_scaling(group: Ranks, settings: Settings) -> dict[str, Any]:
 
 
 def _median(turns: list[list[dict[str, float]]], name: str) -> float:
-    """Over turns, of the mean over ranks."""
-    return statistics.median(statistics.mean(answer[name] for answer in turn) for turn in turns)
+    """Median over rounds of the mean over ranks."""
+    return statistics.median(statistics.mean(result[name] for result in turn) for turn in turns)
 
 
 def limited_links(group: Ranks, settings: Settings) -> dict[float, dict[str, list[float]]]:
-    """Seconds per update by rate, way and turn; all ways take turns at one rate."""
+    """Seconds per update by rate, mode and round; the modes alternate at each rate."""
     found: dict[float, dict[str, list[float]]] = {}
     for mbit in map(float, settings.mbit.split(",")):
         group.limit(mbit)
         turns: dict[str, list[float]] = {way: [] for way in WAYS[1:]}
         for way in turns:
-            group.all("timed", way=way, updates=1)
+            group.call("timed", way=way, updates=1)
         for _ in range(max(1, settings.rounds // 2)):
             for way, seconds in turns.items():
-                answers = group.all("timed", way=way, updates=settings.updates)
-                seconds.append(max(answer["seconds"] for answer in answers))
+                results = group.call("timed", way=way, updates=settings.updates)
+                seconds.append(max(result["seconds"] for result in results))
         found[mbit] = turns
     group.limit(None)
     return found
 
 
 def parameters(settings: Settings) -> tuple[int, int]:
-    """(generator's, critic's)"""
+    """Number of parameters of (generator, critic)."""
     recipe = recipe_of(UpdateSettings(recipe=settings.recipe, image_size=settings.image_size))
     made = build_generator(recipe), build_critic(recipe)
     return tuple(sum(p.numel() for p in network.parameters()) for network in made)
 
 
 def gradient_bytes(settings: Settings) -> int:
-    """That an update reduces: the critic's at each of its steps, the generator's once, in float32."""
+    """Gradient bytes reduced per update, in float32: the critic's in each of its steps, the generator's once."""
     generator, critic = parameters(settings)
     steps = recipe_of(UpdateSettings(recipe=settings.recipe)).loss.critic_updates
     return 4 * (generator + steps * critic)
 
 
 def least_bytes(settings: Settings) -> float:
-    """That a rank must send per update (cost.py)."""
+    """Minimum that a rank has to send per update (cost.py)."""
     return gradient_bytes(settings) * 2 * (settings.ranks - 1) / settings.ranks
 
 
 def gpu_table(settings: Settings, fitted: Cost) -> dict[str, Any]:
-    """Efficiency by gigabits per second of a GPU's link and by the number of GPUs, and where it falls below shares."""
+    """Efficiency by link rate (Gbit/s per GPU) and number of GPUs, and the most GPUs at 90 % and 50 %."""
     pictures = UpdateSettings(recipe=settings.recipe, image_size=settings.image_size, batch_size=settings.gpu_batch)
     assumed = counted(recipe_of(replace(pictures, batch_size=1)), pick_device())["ours"] * settings.gpu_batch
     seconds = settings.gpu_seconds or assumed / (settings.gpu_share * settings.gpu_tflops * 1e12)

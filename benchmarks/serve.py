@@ -1,10 +1,10 @@
-"""What batches are worth to the service, and what HTTP around the network costs.
+"""Speed-up of the service by batching, and overhead of HTTP.
 
 python -m benchmarks.serve --json
 
-Clients, each of which waits for its picture before it sends the next, take turns in one process: their pictures go
-in batches (as deblur.batching makes them), one by one, and in batches behind HTTP (deblur.web on a real socket, PNG
-both ways; clients and server share the processors). Weights are fresh: they cost as much as trained ones.
+Clients wait for each picture before sending the next. Three modes alternate in one process: batched
+(deblur.app.batching), one by one, and batched over HTTP (deblur.app.web on a real socket, PNG in and out; clients and
+server share the cores). Weights are random, which costs the same as trained ones.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.command import option, run
 from benchmarks.restore import generator_of, picture_of
-from benchmarks.timing import in_turns, pick_device
+from benchmarks.timing import alternate, pick_device
 from deblur.app.batching import Batcher, most_pixels
 from deblur.data import pictures
 from deblur.inference.pieces import Piece, PieceRunner
@@ -36,15 +36,15 @@ class Settings:
     recipe: str = option("paper", "Preset.")
     width: int = option(256, "Of the pictures.")
     height: int = option(256, "Of the pictures.")
-    clients: int = option(8, "Pictures that are there at the same time.")
-    pictures: int = option(4, "Of each client in a turn.")
-    rounds: int = option(5, "Turns.")
-    http: bool = option(True, "Also behind HTTP; needs the extra `serve`.")
+    clients: int = option(8, "Concurrent clients.")
+    pictures: int = option(4, "Pictures per client and round.")
+    rounds: int = option(5, "Rounds.")
+    http: bool = option(True, "Also measure HTTP; needs the extra `serve`.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
+    """The figures, medians over rounds."""
     device = pick_device()
     generator, picture = generator_of(settings.recipe, device), picture_of((settings.width, settings.height))
     with (
@@ -59,7 +59,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         for way in ways.values():
             way()  # warms up
         batches, pieces = batched.batches, batched.pieces
-        turns = in_turns(ways, settings.rounds)
+        turns = alternate(ways, settings.rounds)
         mean_batch = (batched.pieces - pieces) / (batched.batches - batches)
     median = {name: statistics.median(found) for name, found in turns.items()}
     count = settings.clients * settings.pictures
@@ -75,7 +75,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def _at_once(work: Callable[[], None], settings: Settings) -> None:
-    """Every client in a thread of its own."""
+    """Runs all clients, one thread each."""
 
     def client() -> None:
         for _ in range(settings.pictures):
@@ -97,7 +97,7 @@ def _restored(batcher: Batcher, picture: np.ndarray) -> None:
 def _posting(
     generator: nn.Module, device: torch.device, picture: np.ndarray, wanted: bool
 ) -> Iterator[Callable[[], None] | None]:
-    """What a client of the service does, once; None where it is not wanted."""
+    """A function that posts the picture to a running server; None unless `wanted`."""
     if not wanted:
         yield None
         return
@@ -119,7 +119,7 @@ def _posting(
             opened.request("POST", "/restore", data, {"Content-Type": "image/png"})
             answer = opened.getresponse()
             if answer.status != 200:
-                raise RuntimeError(f"the service answered {answer.status}: {answer.read().decode()}")
+                raise RuntimeError(f"expected status 200, got {answer.status}: {answer.read().decode()}")
             answer.read()
 
     try:

@@ -1,17 +1,17 @@
-"""How fast shards are read from a bucket, beside the plainest reader and beside other libraries.
+"""Throughput of reading shards from a bucket, compared with boto3 and other libraries.
 
 python -m benchmarks.stream --json --store s3://bucket/prefix    (AWS_ENDPOINT_URL and credentials as usual)
 
-Random bytes are put below the prefix, read in turns, and removed at the end:
+Writes random bytes below the prefix, reads them with each reader alternately, and deletes them:
 
-ours              a lane of deblur/data/stream.py: blocks, one ahead, of samples whose checksum is not looked at
+ours              a lane of deblur/data/stream.py: blocks with one block read-ahead, checksums not verified
 store             our store, the whole object
 boto3             get_object and the whole body
-boto3_ranged      get_object and the body of one block after another: what ranges cost without our code
-pyarrow           pyarrow.fs.S3FileSystem, an input stream; as the next, where it is installed
-s3torchconnector  AWS's own reader for PyTorch
+boto3_ranged      get_object of one block after another: the cost of range requests without our code
+pyarrow           pyarrow.fs.S3FileSystem, an input stream (if installed)
+s3torchconnector  AWS's reader for PyTorch (if installed)
 
-Each first with one stream, then ours and boto3 with many at once. Processor seconds are of this process alone.
+Each reader with one stream, then ours and boto3 with several. CPU seconds are those of this process alone.
 """
 
 import os
@@ -28,7 +28,7 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.command import option, run
-from benchmarks.timing import in_turns
+from benchmarks.timing import alternate
 from cluster.errors import InputError
 from cluster.storage import Retry, Store, open_store
 from cluster.storage.s3 import s3_client
@@ -46,10 +46,10 @@ Reader = Callable[[str], list[bytes]]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     store: str | None = option(None, "s3://bucket/prefix.")
-    objects: int = option(8, "That are read per turn.")
-    mb: int = option(32, "Of each, in 1,000,000 bytes.")
-    streams: int = option(8, "At once, where many are.")
-    rounds: int = option(5, "Turns.")
+    objects: int = option(8, "Objects read per round.")
+    mb: int = option(32, "Size of each object in MB (1,000,000 bytes).")
+    streams: int = option(8, "Concurrent streams.")
+    rounds: int = option(5, "Rounds.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Settings:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
+    """The figures, medians over rounds."""
     if settings.store is None:
         raise InputError("--store is missing: s3://bucket/prefix, for objects that are removed at the end")
     store = open_store(settings.store)
@@ -67,7 +67,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         expected = store.get(keys[0])
         for name, read in readers.items():
             if b"".join(read(keys[0])) != expected:
-                raise AssertionError(f"{name} reads other bytes")
+                raise AssertionError(f"{name} returned different bytes")
         return _measure(settings, readers, keys)
 
 
@@ -83,7 +83,7 @@ def _measure(settings: Settings, readers: dict[str, Reader], keys: list[str]) ->
     works = {name: partial(read_all, name, read, 1) for name, read in readers.items()}
     for name in ("ours", "boto3"):
         works[f"many_{name}"] = partial(read_all, f"many_{name}", readers[name], settings.streams)
-    turns = in_turns(works, settings.rounds)
+    turns = alternate(works, settings.rounds)
     size = settings.objects * settings.mb * 1_000_000
     figures: dict[str, Any] = {
         f"{name}_mb_per_second": size / 1e6 / statistics.median(found) for name, found in turns.items()
@@ -105,7 +105,7 @@ def _ratios(others: list[float], ours: list[float]) -> list[float]:
 
 @contextmanager
 def objects(store: Store, settings: Settings) -> Iterator[list[str]]:
-    """Keys of objects of random bytes, which go with the context."""
+    """Keys of objects of random bytes, which are deleted with the context."""
     keys = [f"{nth:06d}.bin" for nth in range(settings.objects)]
     try:
         for key in keys:
@@ -116,11 +116,11 @@ def objects(store: Store, settings: Settings) -> Iterator[list[str]]:
             store.delete(key)
 
 
-# ---- the readers: each gives the parts of an object
+# ---- readers: each returns the parts of an object
 
 
 def readers_of(store: Store, size: int) -> dict[str, Reader]:
-    """Those whose library is installed, for objects of `size` bytes."""
+    """Readers whose library is installed, for objects of `size` bytes."""
     bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
     client = s3_client(Retry())
 
@@ -145,7 +145,7 @@ def readers_of(store: Store, size: int) -> dict[str, Reader]:
 
 
 def lane(store: Store, key: str, size: int) -> list[bytes]:
-    """An object as a lane of the loader is read: samples of about a pair of GOPRO, asked for some updates ahead."""
+    """Reads an object like a lane of the loader: samples the size of a GOPRO pair, requested some updates ahead."""
     starts = range(0, size, SAMPLE_BYTES)
     samples = tuple(Sample(key=str(at), offset=at, length=min(SAMPLE_BYTES, size - at), crc32=0) for at in starts)
     split = Split(shards=(Shard(name=key, size_bytes=size, samples=samples),), smallest=(0, 0))
@@ -154,27 +154,27 @@ def lane(store: Store, key: str, size: int) -> list[bytes]:
     with ThreadPoolExecutor(2) as fetchers:
         made = islice(updates(dataset, split, plan, range(1), 0, fetchers), len(samples))
         parts = (part for _, _, (part,) in made)
-        # As in batches(): who waits for a sample before the next is drawn asks for no block ahead.
+        # As in batches(): waiting for each sample before requesting the next would prevent read-ahead.
         pending, found = deque(islice(parts, UPDATES_AHEAD)), {}
         while pending:
             pending.extend(islice(parts, 1))
             part = pending.popleft()
             found[part.sample.offset] = part.block.result()[part.nth]
         fetchers.shutdown(cancel_futures=True)
-    return [found[at] for at in starts]  # the plan begins anywhere and goes round
+    return [found[at] for at in starts]  # the plan starts at a random offset and wraps around
 
 
 def _pyarrow(place: str, size: int) -> Reader:
     from pyarrow import fs
 
-    # It reads neither AWS_ENDPOINT_URL nor, without it, paths instead of host names.
+    # It ignores AWS_ENDPOINT_URL, and uses path-style URLs only with an endpoint.
     scheme, _, server = os.environ.get("AWS_ENDPOINT_URL", "").partition("://")
     named = {"endpoint_override": server, "scheme": scheme} if server else {}
     files = fs.S3FileSystem(region=_region(), **named)
 
     def read(key: str) -> list[bytes]:
         with files.open_input_stream(f"{place}/{key}") as stream:
-            return [stream.read(size)]  # without a size it asks for 256 KB at a time
+            return [stream.read(size)]  # without a size it requests 256 KB at a time
 
     return read
 
@@ -182,7 +182,7 @@ def _pyarrow(place: str, size: int) -> Reader:
 def _s3torchconnector(url: str) -> Reader:
     from s3torchconnector import S3Checkpoint, S3ClientConfig
 
-    # It gives the readers of S3MapDataset, for keys that come one by one, from one client and its connections.
+    # The same reader as S3MapDataset, but for single keys and with one client and its connections.
     config = S3ClientConfig(force_path_style=True)
     objects = S3Checkpoint(_region(), endpoint=os.environ.get("AWS_ENDPOINT_URL"), s3client_config=config)
 

@@ -1,10 +1,9 @@
-"""The share of an update's time that metrics take: counting, reporting, being scraped, noting how far the run is.
+"""Overhead of metrics relative to an update: counting, reporting, scrapes, and writing history.json.
 
 python -m benchmarks.telemetry --json
 
-The cost is that of the same calls around an update that does nothing; the time of a real update is measured in turns
-with it, in one process. As a check, updates with metrics and without take turns, too: their ratio has the noise of the
-machine, which is larger than the share.
+The cost is measured around an update that does nothing, alternating with real updates in one process. As a check,
+updates with and without metrics alternate, too; the noise of their ratio exceeds the overhead.
 """
 
 import statistics
@@ -20,7 +19,7 @@ from prometheus_client import generate_latest
 
 from benchmarks import command
 from benchmarks.command import option
-from benchmarks.timing import in_turns, pick_device
+from benchmarks.timing import alternate, pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import join
 from cluster.sync import Intervals, Rank, Sync
@@ -30,17 +29,17 @@ from deblur.training.metrics import run_metrics
 from deblur.training.run import Run
 from deblur.training.update import TERMS
 
-SCRAPE_S = 15.0  # as Kubernetes' operators have it
+SCRAPE_S = 15.0  # the default of Kubernetes' operators
 _INTERVALS = Intervals(validate_images=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    recipe: str = option("demo", "Preset. A short update is the hard case.")
-    crop: int | None = option(None, "Side of the pictures; else the recipe's.")
-    updates: int = option(20, "Per turn.")
-    rounds: int = option(7, "Turns with metrics, without, and of metrics alone.")
-    store: str | None = option(None, "Folder or s3://bucket/prefix of the run; else a temporary folder.")
+    recipe: str = option("demo", "Preset; a short update is the worst case.")
+    crop: int | None = option(None, "Side of the pictures; default: the recipe's.")
+    updates: int = option(20, "Updates per round.")
+    rounds: int = option(7, "Rounds, each with metrics, without, and metrics alone.")
+    store: str | None = option(None, "Folder or s3://bucket/prefix of the run; default: a temporary folder.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
@@ -82,12 +81,12 @@ def _measure(settings: Settings, run: Run) -> dict[str, Any]:
         "with": lambda: with_metrics(updater.update, settings.updates),
         "alone": lambda: with_metrics(update_of_nothing, 1000),
     }
-    turns = in_turns(works, settings.rounds)
+    turns = alternate(works, settings.rounds)
     costs = {
         "update": statistics.median(turns["alone"]) / 1000,
         "report": _median_seconds(lambda: meter.report(0, Sync(), {"epoch": 0})),
         "scrape": _median_seconds(lambda: generate_latest(metrics.registry)),
-        # Beside training: what counts are the processor's seconds, not the waiting.
+        # In the background: CPU seconds count, not waiting.
         "note": _median_seconds(lambda: run._write_history(run.history), time.thread_time),
     }
     update_s = statistics.median(turns["without"]) / settings.updates

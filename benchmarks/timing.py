@@ -1,4 +1,4 @@
-"""Wall-clock seconds of things that are compared: in turns, within one process."""
+"""Wall-clock seconds of alternatives, measured alternately in one process."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 
-def in_turns(works: Mapping[str, Callable[[], Any]], rounds: int, count: int = 1) -> dict[str, list[float]]:
-    """Seconds of each work, once per round: what disturbs the machine for a while then disturbs all of them."""
+def alternate(works: Mapping[str, Callable[[], Any]], rounds: int, count: int = 1) -> dict[str, list[float]]:
+    """Seconds of each work per round; alternating, so that other load on the machine affects all of them."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -17,7 +17,7 @@ def in_turns(works: Mapping[str, Callable[[], Any]], rounds: int, count: int = 1
 
 
 def seconds(work: Callable[[], Any], count: int = 1) -> float:
-    """Of one of `count`; the GPU has done all of it."""
+    """Mean seconds of `count` calls, GPU work included."""
     wait()
     start = time.perf_counter()
     for _ in range(count):
@@ -27,11 +27,11 @@ def seconds(work: Callable[[], Any], count: int = 1) -> float:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given, where there is one."""
+    """Waits for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def pick_device() -> torch.device:
-    """Where networks are measured."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,11 +1,11 @@
-"""How fast an update of generator and critic is, beside the original's way to make it and beside the hardware's limit.
+"""Speed of an update of generator and critic, compared with the original code and the hardware limit.
 
 python -m benchmarks.update --recipe paper --image-size 256 --batch-size 1 --steps 3 --json
 
 `naive` is a plain reading of DeblurGAN's code (github.com/KupynOrest/DeblurGAN, models/conditional_gan_model.py and
-losses.py): eager float32, Adam as it comes, gradients of the weights of critic and VGG in the generator step that
-nobody uses, features of the sharp picture with a graph, the critic's padding of 2. Both make updates in turns in one
-process. The ceiling is a large matrix product in the dtype in which ours multiplies.
+losses.py): eager float32, default Adam, unused gradients of the weights of critic and VGG in the generator step, a
+graph for the features of the sharp picture, critic padding of 2. Updates of both alternate in one process. The ceiling
+is a large matrix product in the dtype that ours uses.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import flops
 from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
-from benchmarks.timing import in_turns, pick_device, seconds
+from benchmarks.timing import alternate, pick_device, seconds
 from cluster.sync import Rank
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
@@ -34,17 +34,17 @@ COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}  # float32 values
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    recipe: str = option("paper", "Preset; naive reads all of them with the paper's critic and penalty.")
-    image_size: int | None = option(None, "Side of the pictures; else the recipe's crop.")
-    batch_size: int | None = option(None, "Pictures per update; else the recipe's.")
-    steps: int = option(3, "Updates of each kind per turn.")
-    rounds: int = option(3, "Turns.")
-    memory: bool = option(True, "Also measure the memory, in a process of its own for each kind.")
+    recipe: str = option("paper", "Preset; naive always uses the paper's critic and penalty.")
+    image_size: int | None = option(None, "Side of the pictures; default: the recipe's crop.")
+    batch_size: int | None = option(None, "Pictures per update; default: the recipe's.")
+    steps: int = option(3, "Updates of each kind per round.")
+    rounds: int = option(3, "Rounds.")
+    memory: bool = option(True, "Also measure peak memory, in a separate process per kind.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
 class Naive:
-    """The original's update."""
+    """The update of the original code."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.loss, self.device = recipe.loss, device
@@ -70,11 +70,11 @@ class Naive:
         self.generator_adam.step()
 
     def _penalty(self, sharp: Tensor, restored: Tensor) -> Tensor:
-        mix = torch.rand(1, 1, device=self.device).expand(sharp.shape)  # one draw for the whole batch, as there
+        mix = torch.rand(1, 1, device=self.device).expand(sharp.shape)  # one draw per batch, as in the original
         between = (mix * sharp + (1 - mix) * restored).requires_grad_()
         scores = self.critic(between)
         (gradient,) = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)
-        return (gradient.norm(2, dim=1) - 1).square().mean()  # over channels alone, as there
+        return (gradient.norm(2, dim=1) - 1).square().mean()  # over channels only, as in the original
 
 
 def plain_critic(filters: int, layers: int) -> nn.Module:
@@ -89,7 +89,7 @@ def plain_critic(filters: int, layers: int) -> nn.Module:
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    """The preset with the pictures of the settings; random features, which cost as much as any."""
+    """The preset with size and batch of the settings; random features, which cost the same as trained ones."""
     recipe = recipes.PRESETS[settings.recipe]()
     data = replace(
         recipe.data,
@@ -110,24 +110,24 @@ def updates(recipe: Recipe, device: torch.device) -> dict[str, Callable[[], Any]
 
 
 def updater_of(recipe: Recipe, device: torch.device) -> Updater:
-    """Networks with fresh weights on one rank."""
+    """An updater with random weights on one rank."""
     return build(recipe, load_features(recipe.loss.features, "random", None).to(device), Rank(device=device))
 
 
 def batch_of(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise in the shapes of `Updater.update`."""
+    """Noise in the shapes that `Updater.update` takes."""
     shape = (recipe.data.batch_size, 3, recipe.data.crop, recipe.data.crop)
     mixes = torch.full((recipe.loss.critic_updates, recipe.data.batch_size, 1, 1, 1), 0.5, device=device)
     return *(2 * torch.rand(shape, device=device) - 1 for _ in range(2)), mixes
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
+    """The figures, medians over rounds."""
     recipe, device = recipe_of(settings), pick_device()
     kinds = updates(recipe, device)
     for update in kinds.values():
         update()  # warms up
-    turns = in_turns(kinds, settings.rounds, settings.steps)
+    turns = alternate(kinds, settings.rounds, settings.steps)
     median = {kind: statistics.median(found) for kind, found in turns.items()}
     done, moved = counted(recipe, device), counted(recipe, device, flops.values)
     dtype = torch.bfloat16 if in_bfloat16(recipe, device) else torch.float32
@@ -156,7 +156,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 def counted(
     recipe: Recipe, device: torch.device, of: Callable[[Any, Tensor, Tensor], int] = flops.operations
 ) -> dict[str, int]:
-    """Operations, or values moved, of one update of each kind, from the shapes."""
+    """Operations, or values moved, in one update of each kind, computed from the shapes."""
     own, other = updater_of(recipe, device), Naive(recipe, device)
     size = (recipe.data.batch_size, recipe.data.crop)
 
@@ -168,21 +168,21 @@ def counted(
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """Operations per second of a large matrix product: what the device can do at most."""
+    """Operations per second of a large matrix product, the ceiling of the device."""
     side = side or CEILING_SIDE[device.type]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(6))
 
 
 def copy_rate(device: torch.device, values: int | None = None) -> float:
-    """Bytes read and written per second by a copy that no cache holds."""
+    """Bytes read and written per second by a copy larger than the caches."""
     source = torch.rand(values or COPIED[device.type], device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(6))
 
 
 def two_updates(kind: str, settings: Settings) -> None:
-    """What memory is measured of."""
+    """The function whose memory is measured."""
     update = updates(recipe_of(settings), pick_device())[kind]
     for _ in range(2):
         update()

@@ -3,7 +3,7 @@
 The page is at http://127.0.0.1:8000; programs send a picture and get the restored one:
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/restore > restored.jpg
 Replicas are started and ended with the load, one for each GPU at most. Nothing is stored. k8s/rayservice.yaml serves on
-a cluster. Needs Ray Serve: pip install 'deblur[serve]'
+a cluster. Needs Ray Serve: pip install -e '.[serve]'
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def _serve(settings: Settings) -> None:
     try:
         from cluster.on_ray.serve import served
     except ImportError as error:
-        raise InputError(f"Ray Serve is not installed ({error}): pip install 'deblur[serve]'") from error
+        raise InputError(f"Ray Serve is not installed ({error}): pip install -e '.[serve]'") from error
     cpus, replicas = os.cpu_count() or 1, settings.max_replicas or gpus or 1
     service = Service(
         model=absolute(settings.model),

@@ -1,4 +1,4 @@
-"""Shared by all tests: an S3 server and a service that really listen."""
+"""Fixtures that all tests share (an S3 server, the service), and the marker of tests that need more than Python."""
 
 import os
 import socket
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.servers import wait_until_it_answers
@@ -18,6 +19,37 @@ from tests.service import running_service, write_model
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker per core, so each has one thread
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+# They start Ray, a browser or Prometheus.
+INTEGRATION_FIXTURES = {
+    "autoscaled",
+    "bench",
+    "browser",
+    "cluster",
+    "four_cpus",
+    "logical_gpu",
+    "prometheus",
+    "rehearsal",
+    "service",
+    "two_cpus",
+    "two_nodes",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and xdist by group
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests as integration by their fixtures; under xdist, tests of one module, or of one service, share it."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & INTEGRATION_FIXTURES:
+            item.add_marker(pytest.mark.integration)
+        if item.get_closest_marker("integration"):
+            shared = "service" if "service_model" in fixtures else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Several ranks as real processes on this machine, talking through gloo, without Ray."""
+"""Several ranks as real processes on this machine, connected by gloo, without Ray."""
 
 import gc
 import os
@@ -13,9 +13,14 @@ import torch.multiprocessing as mp
 
 from cluster.sync import Rank
 
+# Ranks are forked from a server that has imported these: in a fresh interpreter that takes 5 s, longer than most tests.
+mp.get_context("forkserver").set_forkserver_preload(
+    ["torch._dynamo", "torch.fx.experimental.symbolic_shapes", "deblur.training.loop", "hypothesis", "pytest"]
+)
+
 
 def run_ranks(worker: Callable[..., Any], num_ranks: int, folder: Path, *arguments: Any) -> list[Any]:
-    """What `worker(rank, *arguments)` returned on each of the ranks; `folder` must be new to this call."""
+    """Runs `worker(rank, *arguments)` on each rank and returns their results; `folder` must be new to this call."""
     folder.mkdir(parents=True, exist_ok=True)
     context = start_ranks(worker, num_ranks, folder, *arguments)
     while not context.join():
@@ -24,10 +29,10 @@ def run_ranks(worker: Callable[..., Any], num_ranks: int, folder: Path, *argumen
 
 
 def start_ranks(worker: Callable[..., Any], num_ranks: int, folder: Path, *arguments: Any) -> mp.ProcessContext:
-    """The same without waiting: the test may kill `context.processes`."""
+    """Starts the ranks without waiting for them: the test may kill `context.processes`."""
     folder.mkdir(parents=True, exist_ok=True)
     return mp.start_processes(
-        _rank_main, (worker, num_ranks, str(folder), arguments), num_ranks, join=False, start_method="spawn"
+        _rank_main, (worker, num_ranks, str(folder), arguments), num_ranks, join=False, start_method="forkserver"
     )
 
 
@@ -40,7 +45,7 @@ def _rank_main(rank: int, worker: Callable[..., Any], num_ranks: int, folder: st
     result = worker(Rank(rank=rank, num_ranks=num_ranks, rank_of_node=rank, ranks_per_node=num_ranks), *arguments)
     torch.save(result, f"{folder}/result-{rank}.pt")
     if num_ranks > 1:
-        # What an exception's frames still hold, DDP among it, must go before the group, not at the interpreter's end: a
-        # rank was once seen to abort there.
+        # What an exception's frames still hold, DDP among it, must be freed before the group, not at the interpreter's
+        # exit: a rank once aborted there.
         gc.collect()
         dist.destroy_process_group()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recorded import account, read_record
-from benchmarks.recovery import DRAIN_S, Bench, suffer
+from benchmarks.recovery import DRAIN_S, Bench, run_with_fault
 from cluster.local import LocalCluster
 from cluster.storage import join, open_store
 from cluster.sync import Rank, Sync
@@ -58,7 +58,7 @@ def undisturbed_rank(rank: Rank, flags: list[str], run: str) -> None:
 
 def check(bench: Bench, fault: str, seed: int = 0, *, ranks: tuple[int, ...] = (2, 2)) -> int:
     """A run with a fault keeps its promises; the updates that it lost."""
-    outcome = suffer(bench, fault, seed)
+    outcome = run_with_fault(bench, fault, seed)
     print(outcome)
     assert outcome.account.ids_lost == outcome.account.ids_repeated == 0
     assert outcome.num_ranks == ranks

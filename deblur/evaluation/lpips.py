@@ -70,7 +70,7 @@ def _untrained() -> nn.Module:
         # The public classes always download torchvision's weights; this one can be built without.
         from torchmetrics.functional.image.lpips import _NoTrainLpips
     except ImportError as error:
-        raise InputError(f"--lpips needs torchmetrics ({error}); pip install 'deblur[lpips]'") from error
+        raise InputError(f"--lpips needs torchmetrics ({error}); pip install -e '.[lpips]'") from error
     return _NoTrainLpips(net="alex", pnet_rand=True)
 
 

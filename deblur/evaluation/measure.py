@@ -40,7 +40,7 @@ class EvaluateSettings:
     json: Path | None = None
     """File for the results as JSON."""
     lpips: bool = False
-    """Also measure LPIPS; needs pip install 'deblur[lpips]'."""
+    """Also measure LPIPS; needs pip install -e '.[lpips]'."""
     lpips_weights: str | None = None
     """State dict of torchvision's alexnet, file or s3:// URL; default: torchvision's ImageNet weights."""
     detect: bool = False

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -22,7 +22,7 @@ Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all of
 
 # Okabe and Ito's colours, told apart with any colour vision; line styles tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_STYLES = ("-", "--", ":")
+_STYLES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 _WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 6.4, 100
 _FEW = 20  # points of a curve that are drawn as such
 _MANY = 1000  # points beyond which a curve is drawn by means
@@ -65,7 +65,7 @@ def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: 
     inches = [_CURVES_INCHES, *(_strip_inches(strip) for strip in shown.values())]
     figure = Figure(figsize=(_WIDTH_INCHES, sum(inches) + 0.8), dpi=_DPI, layout="constrained")
     figure.suptitle(plain(title))
-    rows = np.atleast_1d(figure.subfigures(len(inches), height_ratios=inches))
+    rows = figure.subfigures(len(inches), squeeze=False, height_ratios=inches)[:, 0]
     for panel, axes in zip(PANELS, rows[0].subplots(2, 2).flat, strict=True):
         draw_panel(axes, panel, runs)
     for row, (name, strip) in zip(rows[1:], shown.items(), strict=True):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check() -> None:
     """Raises InputError where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise InputError("--sampler tpe needs Optuna, which is not installed: pip install 'deblur[tpe]'")
+        raise InputError("--sampler tpe needs Optuna, which is not installed: pip install -e '.[tpe]'")
 
 
 def drawn(space: Space, before: Sequence[Trial], metric: Metric, seed: int, number: int) -> dict[str, Value]:

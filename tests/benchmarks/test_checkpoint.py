@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints, tiny: it runs, and its figures are of what it says."""
+"""A tiny measurement of checkpoints: the figures are consistent."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from cluster.storage.checkpoints import Checkpoints
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_a_store_behind_a_network_holds_training_up_by_what_it_takes(tmp_path: Path) -> None:
+def test_a_throttled_store_delays_training_by_the_upload_time(tmp_path: Path) -> None:
     arguments = ["--recipe", "demo", "--crop", "32", "--updates", "2", "--rounds", "1", "--store", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.checkpoint", "--json", "--mb-per-s", "2", *arguments],

@@ -1,4 +1,4 @@
-"""The arithmetic of scaling: by hand, and found again by the fit."""
+"""The cost model: values computed by hand, and recovered by the fit."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from benchmarks.cost import Cost, fit
 
 
-def test_the_seconds_of_an_update_by_hand() -> None:
+def test_seconds_of_an_update_match_hand_computed_values() -> None:
     cost = Cost(compute_s=2.0, gradient_bytes=8e6, last=0.25, hiding=0.5, messages=3, latency_s=0.01)
     assert cost.seconds(1, 1e6) == 2.0
     # 8 MB x 2 x 3/4 at 1 MB/s, of which half of 2 s are hidden, and three messages of six steps.
@@ -19,7 +19,7 @@ def test_the_seconds_of_an_update_by_hand() -> None:
     assert cost.efficiency(4, 1e6) == pytest.approx(2 / 13.18)
 
 
-def test_where_the_efficiency_falls_below_a_share() -> None:
+def test_most_ranks_at_an_efficiency() -> None:
     cost = Cost(compute_s=1.0, gradient_bytes=0, last=0, hiding=0, messages=1, latency_s=0.01)
     # 1 / (1 + 0.02 (W - 1)) is at least a half up to 51 ranks.
     assert cost.most_ranks(0.5, 1e9) == 32
@@ -28,7 +28,7 @@ def test_where_the_efficiency_falls_below_a_share() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 1024), st.floats(1e6, 1e11))
-def test_an_update_is_no_shorter_than_its_computing_or_its_sending(
+def test_an_update_takes_at_least_its_computing_and_its_sending(
     last: float, hiding: float, ranks: int, rate: float
 ) -> None:
     cost = Cost(compute_s=1.0, gradient_bytes=1e8, last=last, hiding=hiding)
@@ -36,7 +36,7 @@ def test_an_update_is_no_shorter_than_its_computing_or_its_sending(
 
 
 @given(st.floats(0.01, 10), st.floats(0, 1), st.floats(0, 1), st.integers(2, 16))
-def test_the_fit_finds_what_the_times_were_made_of(compute_s: float, last: float, hiding: float, ranks: int) -> None:
+def test_the_fit_recovers_the_parameters(compute_s: float, last: float, hiding: float, ranks: int) -> None:
     truth = Cost(compute_s=compute_s, gradient_bytes=1e8, last=last, hiding=hiding)
     rates = [1e6, 1e7, 1e8, 1e9]
     seconds = [truth.seconds(ranks, rate) for rate in rates]

@@ -1,4 +1,4 @@
-"""Operations counted from shapes, against torch's own counter of what is really done."""
+"""Operations computed from shapes, compared with torch's counter."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def done_by(work: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_an_update_takes_as_many_operations_as_its_shapes_say(batch_size: int) -> None:
+def test_operations_of_an_update_match_torchs_counter(batch_size: int) -> None:
     recipe = recipe_of(Settings(image_size=32, batch_size=batch_size))
     small = {"generator": replace(recipe.generator, filters=8), "critic": replace(recipe.critic, filters=8)}
     recipe = replace(recipe, **small)
@@ -45,7 +45,7 @@ def test_an_update_takes_as_many_operations_as_its_shapes_say(batch_size: int) -
     assert done["naive"] == pytest.approx(counted(recipe, CPU)["naive"], rel=0.01)
 
 
-def test_the_original_takes_about_nine_tenths_of_a_teraflop() -> None:
+def test_the_original_update_takes_about_nine_tenths_of_a_teraflop() -> None:
     """By hand, of one picture of 256x256: models/networks.py with 64 filters, nine blocks, a padding of 2."""
 
     def convolution(before: int, after: int, kernel: int, side: int) -> int:
@@ -65,14 +65,14 @@ def test_the_original_takes_about_nine_tenths_of_a_teraflop() -> None:
     assert found == pytest.approx(0.9e12, rel=0.1)
 
 
-def test_values_moved_are_those_of_inputs_weights_and_outputs() -> None:
+def test_values_moved_are_inputs_weights_and_outputs() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.ConvTranspose2d(8, 5, 3))
     first = 2 * 3 * 16 * 16 + 8 * 3 * 16 + 2 * 8 * 8 * 8
     last = 2 * 8 * 8 * 8 + 8 * 5 * 9 + 2 * 5 * 10 * 10
     assert flops.forward_of(network, 2, 16, flops.values) == flops.Forward(first + last, first, last)
 
 
-def test_counting_leaves_the_networks_as_they_are() -> None:
+def test_counting_does_not_change_the_networks() -> None:
     recipe = recipe_of(Settings(image_size=32, batch_size=1))
     updater = updater_of(recipe, CPU)
     before = [p.clone() for p in updater.critic.parameters()]

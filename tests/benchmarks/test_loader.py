@@ -1,4 +1,4 @@
-"""A tiny measurement of loaders: every way gives whole batches of the same kind, and figures follow from each other."""
+"""A tiny measurement of loaders: all give batches of the same shape, and the figures are consistent."""
 
 from dataclasses import replace
 from itertools import islice
@@ -22,7 +22,7 @@ def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return loader.made(str(tmp_path / "made"), SMALL.pairs)
 
 
-def test_every_way_gives_whole_batches_of_crops(data: str, tmp_path: Path) -> None:
+def test_every_loader_gives_batches_of_crops(data: str, tmp_path: Path) -> None:
     pngs = pngs_of(data)
     loader.write_files(tmp_path / "files", pngs)
     ways = {
@@ -44,7 +44,7 @@ def test_every_way_gives_whole_batches_of_crops(data: str, tmp_path: Path) -> No
     assert np.array_equal(whole[1], pictures.decode(pngs[0][1], ""))
 
 
-def test_figures_follow_from_each_other(data: str) -> None:
+def test_figures_are_consistent(data: str) -> None:
     figures = measure(replace(SMALL, data=data))
     for other in ("decode", "files", "several", "cut", "webdataset", "webdataset_decode"):
         rates = figures["ours_pairs_per_second"], figures[f"{other}_pairs_per_second"]

@@ -1,4 +1,4 @@
-"""A tiny measurement of restoring: figures follow from each other, and tiles count their pixels."""
+"""A tiny measurement of restoring: consistent figures, and the pixel counts of tiles."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.benchmarks.test_flops import done_by
 CPU = torch.device("cpu")
 
 
-def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(update.CEILING_SIDE, "cpu", 64)
     monkeypatch.setitem(update.CEILING_SIDE, "cuda", 64)
     settings = Settings(recipe="demo", width=640, height=64, tile=512, memory="64x64,256x256", rounds=1)
@@ -25,7 +25,7 @@ def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None
     assert 0 < figures["peak_bytes"]["64x64"] < figures["peak_bytes"]["256x256"]
 
 
-def test_operations_and_pixels_are_those_of_the_passes() -> None:
+def test_operations_and_pixels_match_the_forward_passes() -> None:
     plain, normed = generator_of("demo", CPU), generator_of("paper", CPU)
     whole = torch.zeros(1, 3, 64, 96)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_operations_and_pixels_are_those_of_the_passes() -> None:
     assert pixels_in_tiles((640, 64), 512, normed) == (512 + 384 + 640) * 64
 
 
-def test_memory_grows_by_the_pictures_of_one_way() -> None:
+def test_growth_compares_pictures_of_one_mode_only() -> None:
     peaks = {"1000x1000": 3_000, "2000x1000": 7_000, "3000x2000": 500, "3000x3000": 560}
     assert growth(peaks, tiled=False) == 4_000 / 1_000_000
     assert growth(peaks, tiled=True) == 60 / 3_000_000

@@ -1,4 +1,4 @@
-"""A tiny measurement of two ranks: what they send, how far the ways end apart, and figures that follow from others."""
+"""A tiny measurement of two ranks: bytes sent, divergence of the weights, and figures derived from others."""
 
 import itertools
 from typing import Any
@@ -17,12 +17,12 @@ def figures() -> dict[str, Any]:
     return measure(SMALL)
 
 
-def test_the_efficiency_is_of_the_times(figures: dict[str, Any]) -> None:
+def test_efficiency_is_the_ratio_of_the_rates(figures: dict[str, Any]) -> None:
     assert len(figures["efficiency_of_each_round"]) == 2
     assert figures["efficiency"] == pytest.approx(sum(figures["efficiency_of_each_round"]) / 2)
 
 
-def test_what_is_reduced_is_what_the_formula_says(figures: dict[str, Any]) -> None:
+def test_the_reduced_bytes_match_the_formula(figures: dict[str, Any]) -> None:
     assert figures["reduced_bytes_per_update"] == gradient_bytes(SMALL)
     assert figures["messages_per_update"] > 1
     assert 0 < figures["reduced_last_share"] < 1
@@ -35,15 +35,15 @@ def test_two_ranks_send_each_gradient_once(figures: dict[str, Any]) -> None:
     assert 1 <= figures["sent_to_least_bytes"] < 1.05
 
 
-def test_what_changes_the_sending_alone_leaves_the_weights(figures: dict[str, Any]) -> None:
-    apart = figures["apart"]
-    assert apart.keys() == set(WAYS) - {"alone", "ddp"}
-    assert apart["copied"] == apart["one_bucket"] == apart["small_buckets"] == 0
-    assert 0 < apart["bfloat16"] < 0.5
-    assert apart["local_critic"] > 0
+def test_modes_that_only_change_communication_give_the_same_weights(figures: dict[str, Any]) -> None:
+    divergence = figures["weight_divergence"]
+    assert divergence.keys() == set(WAYS) - {"alone", "ddp"}
+    assert divergence["copied"] == divergence["one_bucket"] == divergence["small_buckets"] == 0
+    assert 0 < divergence["bfloat16"] < 0.5
+    assert divergence["local_critic"] > 0
 
 
-def test_the_table_falls_with_gpus_and_rises_with_their_links(figures: dict[str, Any]) -> None:
+def test_efficiency_falls_with_gpus_and_rises_with_link_rate(figures: dict[str, Any]) -> None:
     if not can_isolate():
         pytest.skip("needs network namespaces (root, iproute2)")
     table = figures["gpus"]["efficiency"]

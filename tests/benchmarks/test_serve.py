@@ -1,11 +1,11 @@
-"""A tiny measurement of serving: figures follow from each other, and without HTTP nothing of it is loaded."""
+"""A tiny measurement of serving: consistent figures, with and without HTTP."""
 
 import pytest
 
 from benchmarks.serve import Settings, measure
 
 
-def test_figures_follow_from_each_other() -> None:
+def test_figures_are_consistent() -> None:
     figures = measure(Settings(recipe="demo", width=48, height=32, clients=3, pictures=2, rounds=3))
     rates = {name: figures[f"{name}_pictures_per_second"] for name in ("batched", "alone", "http")}
     assert figures["alone_to_batched_seconds"] == pytest.approx(rates["batched"] / rates["alone"])

@@ -1,4 +1,4 @@
-"""A tiny measurement of streams: every reader reads the same bytes, figures follow from each other, nothing is left."""
+"""A tiny measurement of streams: readers return the same bytes, figures are consistent, objects are deleted."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ from cluster.storage import join, open_store
 from deblur.data.stream import BLOCK_BYTES
 
 
-def test_figures_follow_from_each_other_and_objects_are_removed(bucket: str) -> None:
+def test_figures_are_consistent_and_objects_are_deleted(bucket: str) -> None:
     figures = measure(Settings(store=join(bucket, "bench"), objects=2, mb=1, streams=2, rounds=1))
     for other in ("store", "boto3", "boto3_ranged"):
         rates = figures["ours_mb_per_second"], figures[f"{other}_mb_per_second"]
@@ -54,7 +54,7 @@ class _Held:
         return bytes(end - start)
 
 
-def test_a_store_that_is_no_bucket_is_told() -> None:
+def test_a_store_that_is_not_a_bucket_is_refused() -> None:
     with pytest.raises(InputError, match="--store is /tmp; it must be s3://"):
         Settings(store="/tmp")
     with pytest.raises(InputError, match="--store is missing"):

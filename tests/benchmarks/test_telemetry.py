@@ -1,4 +1,4 @@
-"""The benchmark of metrics, tiny: it runs, and its figures are of what it says."""
+"""A tiny measurement of metrics: the figures are consistent."""
 
 import json
 import subprocess

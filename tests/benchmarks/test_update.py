@@ -1,4 +1,4 @@
-"""A tiny measurement of updates: every figure is there and follows from the others."""
+"""A tiny measurement of updates: all figures are present and consistent."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from benchmarks import update
 from benchmarks.update import Settings, measure
 
 
-def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(update.CEILING_SIDE, "cpu", 64)
     monkeypatch.setitem(update.CEILING_SIDE, "cuda", 64)
     monkeypatch.setattr(update, "COPIED", {"cpu": 1000, "cuda": 1000})

@@ -135,7 +135,7 @@ def test_an_upload_that_stops_is_ended_and_one_that_is_broken_off_forgotten() ->
 
 
 def test_an_answer_that_nobody_reads_is_held_for_so_long_and_counted() -> None:
-    before = Gate(large, Limits(download_s=0.5))
+    before = Gate(large, Limits(download_s=2))
     with listening(before) as port:
         assert ask(port, "GET", "/")[1] == bytes(LARGE)
         with socket.create_connection(("127.0.0.1", port)) as opened:

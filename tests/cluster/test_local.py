@@ -142,6 +142,7 @@ def exported(started: subprocess.Popen[str]) -> dict[str, str]:
     return dict(variable.split("=", maxsplit=1) for variable in variables)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_the_command_ends_with_all_that_it_started(number: int) -> None:
     with command("--nodes", "0", *(["--isolated"] if ISOLATED else [])) as started:
@@ -195,6 +196,7 @@ def environments(name: str) -> list[dict[str, str]]:
     return [dict(line.split("=", maxsplit=1) for line in lines if "=" in line) for lines in found]
 
 
+@pytest.mark.integration
 def test_a_manifest_is_started_on_ports_that_are_free_and_asks_for_its_token(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(MANIFEST)
     with command("--manifest", str(tmp_path / "cluster.yaml"), "--scale", "0.1") as started:

@@ -114,8 +114,14 @@ def test_a_cut_body_continues_from_the_byte_it_reached(direct: Store, proxied) -
 
 def test_an_object_replaced_between_two_pieces_is_an_error_and_no_mixture(direct: Store, proxied) -> None:
     direct.put("x", OBJECT)
-    _, store = proxied(direct, Faults(share=1.0, kinds=("stall",), in_a_row=1, stall_s=3), Retry(stall_s=2))
-    threading.Timer(1.0, lambda: direct.put("x", OBJECT[::-1])).start()
+    proxy, store = proxied(direct, Faults(share=1.0, kinds=("stall",), in_a_row=1, stall_s=5), Retry(stall_s=4))
+
+    def replace() -> None:
+        while not proxy.injected["stall"]:  # counted once the server has answered: the version is known
+            time.sleep(0.01)
+        direct.put("x", OBJECT[::-1])
+
+    threading.Thread(target=replace, daemon=True).start()
     with pytest.raises(DamagedError, match=r"/x: replaced"):
         store.get("x")
 

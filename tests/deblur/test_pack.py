@@ -241,7 +241,9 @@ def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
 def test_a_gopro_tree_entered_at_the_wrong_place_is_not_taken_for_photographs(
     gopro: Path, tmp_path: Path, inside: str
 ) -> None:
-    refused(r"has blurred pictures in .*blur, but not in a known layout", gopro / inside, tmp_path / "elsewhere" / "out")
+    refused(
+        r"has blurred pictures in .*blur, but not in a known layout", gopro / inside, tmp_path / "elsewhere" / "out"
+    )
 
 
 def test_two_pictures_of_one_stem_are_refused_with_both_names(tmp_path: Path) -> None:

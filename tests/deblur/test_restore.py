@@ -264,7 +264,8 @@ def test_an_output_folder_within_the_inputs_is_not_restored_again(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not a supported format")]
+    ("name", "message"),
+    [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not a supported format")],
 )
 def test_what_is_no_photograph_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -103,12 +103,14 @@ def test_no_name_is_used_twice() -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.integration
 def test_promtool_takes_the_rules(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(yaml.safe_dump(OBJECT["spec"]))
     promtool("check", "rules", rules)
 
 
+@pytest.mark.integration
 def test_alerts_fire_when_they_should_and_at_no_other_time(tmp_path: Path) -> None:
     # promtool compares all annotations; the other two are plain text, and would be repeated in every case.
     groups = [

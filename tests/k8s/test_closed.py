@@ -6,6 +6,8 @@ import pytest
 
 from tests.k8s.manifests import NAMES, SERVICE, Object, cluster_spec, containers, kind, objects, pods, volumes
 
+pytestmark = pytest.mark.integration  # kubectl renders the overlays
+
 LABELS = {
     "head": {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head"},
     "worker": {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"},

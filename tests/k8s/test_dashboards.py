@@ -129,6 +129,7 @@ def test_runs_or_namespaces_are_chosen_and_rates_follow_the_scrapes(name: str) -
             assert set(rates) <= {"$__rate_interval"}, expr
 
 
+@pytest.mark.integration
 def test_prometheus_understands_every_query(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     assert promtool, "promtool is missing: apt-get install prometheus"

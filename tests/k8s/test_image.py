@@ -55,10 +55,12 @@ def test_it_ends_as_a_user_who_is_not_root() -> None:
 
 
 def test_the_builder_is_sent_the_packages_and_nothing_else() -> None:
-    files = {"pyproject.toml", "constraints.txt", PROJECT["project"]["readme"]}
+    files = {"pyproject.toml", "constraints.txt", "LICENSE", PROJECT["project"]["readme"]}
     setuptools = PROJECT["tool"]["setuptools"]
     patterns = [f"{name}/**/*.py" for name in setuptools["packages"]["find"]["include"]]
-    patterns += [f"{package}/{name}" for package, names in setuptools["package-data"].items() for name in names]
+    patterns += [
+        f"{package.replace('.', '/')}/{name}" for package, names in setuptools["package-data"].items() for name in names
+    ]
     for pattern in patterns:
         found = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
         assert found, pattern

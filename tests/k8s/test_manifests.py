@@ -36,6 +36,8 @@ from tests.k8s.manifests import (
 )
 from tests.k8s.schemas import schema_of
 
+pytestmark = pytest.mark.integration  # kubectl renders the overlays
+
 ROOT = K8S.parent
 # The oldest that a cloud still gives, and the newest that there is.
 KUBERNETES = ["1.30", kubernetes_validate.latest_version()]

@@ -203,7 +203,7 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(InputError, match=re.escape("pip install 'deblur[lpips]'")):
+    with pytest.raises(InputError, match=re.escape("pip install -e '.[lpips]'")):
         load_lpips(source)
 
 

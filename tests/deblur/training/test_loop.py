@@ -31,7 +31,7 @@ from deblur.training.run import Origin, ReadOnlyRun, Run
 from tests.datasets import write_dataset
 from tests.ranks import run_ranks, start_ranks
 
-BATCH, SAMPLES, UPDATES = 4, 43, 40  # 10 updates and 3 samples left over per epoch, 4 epochs
+BATCH, SAMPLES, UPDATES = 4, 43, 30  # 10 updates and 3 samples left over per epoch, 3 epochs
 RECIPE = replace(
     paper(),
     precision="float32",

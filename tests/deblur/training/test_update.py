@@ -85,12 +85,12 @@ def idle_biases(recipe: Recipe) -> set[str]:
 
 
 # 6 is shared evenly by 2 and 3 ranks; 4 is not divided by 3.
-EXACT = {batch: (small(batch), torch.float64, 5) for batch in (6, 4)}
+EXACT = {batch: (small(batch, critic_updates=2), torch.float64, 3) for batch in (6, 4)}
 ROUNDED = (small(4, critic_updates=1), torch.float32, 1)
 
 
 def make_all_updates(rank: Rank) -> dict[int, tuple]:
-    """Those of every case above: one start of the processes serves all."""
+    """Runs every case above, so that the processes start only once."""
     exact = {batch: make_updates(rank, *case) for batch, case in EXACT.items()}
     return exact | {1: make_updates(rank, *ROUNDED)}
 
