@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -159,7 +159,7 @@ class Meter:
         terms = {term: total if term == "nonfinite" else total / counted for term, total in sums.items()}
         return {"wasserstein": terms["sharp_score"] - terms["restored_score"], **terms}
 
-    def _over_ranks(self, sync: Sync, values: dict[str, float], mean: bool = False) -> dict[str, float]:
+    def _over_ranks(self, sync: Sync, values: Mapping[str, float], mean: bool = False) -> dict[str, float]:
         sums = sync.sum(torch.tensor(list(values.values()), dtype=torch.float64, device=self._rank.device))
         return dict(zip(values, (sums / self._rank.num_ranks if mean else sums).tolist(), strict=True))
 

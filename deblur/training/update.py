@@ -184,7 +184,7 @@ def _step(adam: torch.optim.Adam) -> Tensor:
     The norm is that of the reduced gradient, equal on all ranks: they agree on skipping without communicating.
     """
     norm = torch.nn.utils.get_total_norm(p.grad for p in adam.param_groups[0]["params"] if p.grad is not None)
-    adam.found_inf = (~torch.isfinite(norm)).float()
+    adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # read by fused Adam's step
     adam.step()
     return norm
 
