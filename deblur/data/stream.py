@@ -6,7 +6,6 @@ A single GET for a whole shard would be read only as fast as the lane is consume
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from deblur.data.dataset import Dataset
 from deblur.data.plan import Plan
@@ -31,7 +30,10 @@ def updates(
 ) -> Iterator[tuple[int, list[int], list[Slice]]]:
     """(epoch, positions, one slice per lane) of every update from images_seen on, endlessly."""
     epoch, first = plan.locate(images_seen)
-    fetch = partial(fetchers.submit, _fetch, dataset)
+
+    def fetch(shard: Shard, samples: list[Sample]) -> Future[list[memoryview]]:
+        return fetchers.submit(_fetch, dataset, shard, samples)
+
     while True:
         slices = [_lane(split, plan, epoch, lane, first, fetch) for lane in lanes]
         for update in range(first, plan.updates_per_epoch):
