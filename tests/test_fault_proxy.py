@@ -1,4 +1,4 @@
-"""The proxy is invisible where its plan is silent, and breaks requests as its plan says."""
+"""The fault proxy is transparent without faults, and injects those of its plan."""
 
 import http.client
 import random
@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tests.fault_proxy import KINDS, FaultProxy, Plan, draw
 
 DATA = random.Random(0).randbytes(1_000_000)
-SESSION = boto3.session.Session()  # one for all: it reads the API's description
+SESSION = boto3.session.Session()  # shared: creating one loads the API's description
 Proxied = Callable[..., AbstractContextManager[tuple[FaultProxy, "Client"]]]
 
 
@@ -65,7 +65,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def direct(s3_server: dict[str, str]) -> Client:
-    """A client that does not know the proxy, and a bucket with the object "data"."""
+    """A client without the proxy, and a bucket with the object "data"."""
     client = Client(s3_server, s3_server["AWS_ENDPOINT_URL"], f"test-{uuid.uuid4().hex[:12]}")
     client.s3.create_bucket(Bucket=client.bucket)
     client.put("data")
@@ -74,7 +74,7 @@ def direct(s3_server: dict[str, str]) -> Client:
 
 @pytest.fixture
 def proxied(s3_server: dict[str, str], direct: Client) -> Proxied:
-    """proxied(**plan) runs a proxy of that plan and gives a client of it."""
+    """proxied(**plan) runs a proxy with that plan, and returns it with a client."""
 
     @contextmanager
     def start(**plan: Any) -> Iterator[tuple[FaultProxy, Client]]:
@@ -85,10 +85,10 @@ def proxied(s3_server: dict[str, str], direct: Client) -> Proxied:
 
 
 class CannedServer:
-    """Answers each connection with the given bytes and keeps what it was sent, up to `until`."""
+    """Responds to each connection with fixed bytes and records what it receives, up to `until`."""
 
-    def __init__(self, answer: bytes, until: bytes = b"\r\n\r\n") -> None:
-        self._answer, self._until = answer, until
+    def __init__(self, response: bytes, until: bytes = b"\r\n\r\n") -> None:
+        self._response, self._until = response, until
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.received = b""
@@ -109,23 +109,23 @@ class CannedServer:
                 self.received = b""
                 while not self.received.endswith(self._until):
                     self.received += connection.recv(65536)
-                connection.sendall(self._answer)
+                connection.sendall(self._response)
 
 
 @contextmanager
-def canned(answer: bytes, until: bytes = b"\r\n\r\n") -> Iterator[tuple[CannedServer, socket.socket]]:
+def canned(response: bytes, until: bytes = b"\r\n\r\n") -> Iterator[tuple[CannedServer, socket.socket]]:
     """A canned server, and a socket to a proxy in front of it."""
-    with closing(CannedServer(answer, until)) as server, FaultProxy(server.url) as proxy:
+    with closing(CannedServer(response, until)) as server, FaultProxy(server.url) as proxy:
         address = urllib.parse.urlsplit(proxy.url)
         with socket.create_connection((address.hostname, address.port), timeout=10) as client:
             yield server, client
 
 
-def answer_to(client: socket.socket, request: bytes) -> http.client.HTTPResponse:
+def response_to(client: socket.socket, request: bytes) -> http.client.HTTPResponse:
     client.sendall(request)
-    answer = http.client.HTTPResponse(client, method=request.split()[0].decode())
-    answer.begin()
-    return answer
+    response = http.client.HTTPResponse(client, method=request.split()[0].decode())
+    response.begin()
+    return response
 
 
 # ---- without faults
@@ -183,12 +183,12 @@ def test_chunked_uploads_pass_and_the_connection_is_kept(proxied: Proxied, direc
             chunks = iter([DATA[:10], DATA[10:200_000], DATA[200_000:]])
             connection.request("PUT", client.target("put_object", key), chunks, encode_chunked=True)
             assert connection.sock, "kept open"
-            with connection.getresponse() as answer:
-                assert (answer.status, answer.read()) == (200, b"")
+            with connection.getresponse() as response:
+                assert (response.status, response.read()) == (200, b"")
             assert direct.get(key) == DATA
 
 
-def test_a_client_that_expects_100_gets_it_before_it_sends_the_body(proxied: Proxied, direct: Client) -> None:
+def test_100_continue_is_sent_before_the_body(proxied: Proxied, direct: Client) -> None:
     with proxied() as (_, client), client.connect() as connection:
         connection.putrequest("PUT", client.target("put_object", "expected"))
         connection.putheader("Content-Length", "5")
@@ -203,46 +203,48 @@ def test_a_client_that_expects_100_gets_it_before_it_sends_the_body(proxied: Pro
 def test_requests_pass_byte_for_byte() -> None:
     head = b"PUT //b/%7e%2F+x?b=%2b&a&c= HTTP/1.1\r\nhOST:  a.b:1\r\nX-B: 2\r\nx-a: \xe4\r\nContent-Length: 4\r\n\r\n"
     with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", until=b"body") as (server, client):
-        assert answer_to(client, head + b"body").status == 200
+        assert response_to(client, head + b"body").status == 200
         assert server.received == head + b"body"
 
 
-def test_chunked_answers_pass_and_the_connection_is_kept() -> None:
-    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nT: 1\r\n\r\n"
-    with canned(answer) as (_, client):
+def test_chunked_responses_pass_and_the_connection_is_kept() -> None:
+    response = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nT: 1\r\n\r\n"
+    )
+    with canned(response) as (_, client):
         for _ in range(2):
-            assert answer_to(client, b"GET /b/k HTTP/1.1\r\n\r\n").read() == b"hello world"
+            assert response_to(client, b"GET /b/k HTTP/1.1\r\n\r\n").read() == b"hello world"
 
 
-def test_answers_without_a_length_pass() -> None:
+def test_responses_without_a_length_pass() -> None:
     with canned(b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\nhello") as (_, client):
         for _ in range(2):
-            assert answer_to(client, b"GET /b/k HTTP/1.1\r\n\r\n").read() == b"hello"
+            assert response_to(client, b"GET /b/k HTTP/1.1\r\n\r\n").read() == b"hello"
 
 
 @pytest.mark.parametrize(
     ("method", "head"),
     [("HEAD", b"200 OK\r\nContent-Length: 99"), ("DELETE", b"204 No Content"), ("GET", b"304 Not Modified")],
 )
-def test_answers_without_a_body_pass_and_the_connection_is_kept(method: str, head: bytes) -> None:
+def test_responses_without_a_body_pass_and_the_connection_is_kept(method: str, head: bytes) -> None:
     with canned(b"HTTP/1.1 " + head + b"\r\nX: y\r\n\r\n") as (_, client):
         for _ in range(2):
-            answer = answer_to(client, f"{method} /b/k HTTP/1.1\r\n\r\n".encode())
-            assert (answer.status, answer.headers["x"], answer.read()) == (int(head[:3]), "y", b"")
+            response = response_to(client, f"{method} /b/k HTTP/1.1\r\n\r\n".encode())
+            assert (response.status, response.headers["x"], response.read()) == (int(head[:3]), "y", b"")
 
 
-def test_an_answer_that_the_server_cuts_is_cut() -> None:
+def test_a_response_cut_by_the_server_is_cut() -> None:
     with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello") as (_, client):
         with pytest.raises(http.client.IncompleteRead) as raised:
-            answer_to(client, b"GET /b/k HTTP/1.1\r\n\r\n").read()
+            response_to(client, b"GET /b/k HTTP/1.1\r\n\r\n").read()
         assert raised.value.partial == b"hello"
 
 
-def test_a_server_that_is_gone_is_a_closed_connection() -> None:
+def test_an_unreachable_server_is_a_closed_connection() -> None:
     with canned(b"") as (server, client):
         server.close()
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
-            answer_to(client, b"GET /b/k HTTP/1.1\r\n\r\n")
+            response_to(client, b"GET /b/k HTTP/1.1\r\n\r\n")
 
 
 def test_many_connections_at_once(proxied: Proxied) -> None:
@@ -270,12 +272,12 @@ def test_many_connections_at_once(proxied: Proxied) -> None:
 def read_raw(client: Client, key: str = "data", timeout_s: float = 20.0) -> bytes:
     with client.connect(timeout_s) as connection:
         connection.request("GET", client.target("get_object", key))
-        answer = connection.getresponse()
-        assert answer.status == 200
-        return answer.read()
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read()
 
 
-def test_a_cut_answer_ends_early(proxied: Proxied) -> None:
+def test_a_cut_response_ends_early(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("cut",)) as (proxy, client):
         with pytest.raises(http.client.IncompleteRead) as raised:
             read_raw(client)
@@ -284,14 +286,14 @@ def test_a_cut_answer_ends_early(proxied: Proxied) -> None:
         assert proxy.injected == {"cut": 1}
 
 
-def test_a_reset_answer_ends_with_an_error(proxied: Proxied) -> None:
+def test_a_reset_response_ends_with_an_error(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("reset",)) as (proxy, client):
         with pytest.raises(ConnectionResetError):
             read_raw(client)
         assert proxy.injected == {"reset": 1}
 
 
-def test_a_stalled_answer_is_silent_and_then_ends(proxied: Proxied) -> None:
+def test_a_stalled_response_is_silent_and_then_ends(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("stall",), stall_s=0.5) as (proxy, client):
         start = time.monotonic()
         with pytest.raises(http.client.IncompleteRead) as raised:
@@ -302,14 +304,14 @@ def test_a_stalled_answer_is_silent_and_then_ends(proxied: Proxied) -> None:
         assert proxy.injected == {"stall": 1}
 
 
-def test_a_stalled_answer_outlasts_the_clients_patience(proxied: Proxied) -> None:
+def test_a_stalled_response_outlasts_the_clients_timeout(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("stall",), stall_s=30) as (_, client), pytest.raises(TimeoutError):
         read_raw(client, timeout_s=0.5)
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset", "stall"])
 @pytest.mark.parametrize("operation", ["head_object", "delete_object"])
-def test_an_answer_without_a_body_is_lost_whole(proxied: Proxied, direct: Client, kind: str, operation: str) -> None:
+def test_a_response_without_a_body_is_lost(proxied: Proxied, direct: Client, kind: str, operation: str) -> None:
     direct.put(f"lost/{kind}", b"")
     with proxied(share=1, kinds=(kind,), stall_s=0.2) as (_, client):
         with pytest.raises(botocore.exceptions.HTTPClientError):
@@ -318,7 +320,7 @@ def test_an_answer_without_a_body_is_lost_whole(proxied: Proxied, direct: Client
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset"])
-def test_an_upload_is_cut_or_its_answer_is_lost(proxied: Proxied, direct: Client, kind: str) -> None:
+def test_an_upload_is_cut_or_its_response_is_lost(proxied: Proxied, direct: Client, kind: str) -> None:
     with proxied(share=1, kinds=(kind,)) as (proxy, client):
         keys = [f"upload-{kind}/{index}" for index in range(10)]
         for key in keys:
@@ -330,7 +332,7 @@ def test_an_upload_is_cut_or_its_answer_is_lost(proxied: Proxied, direct: Client
     assert all(direct.get(key) == DATA for key in arrived)
 
 
-def test_an_unavailable_server_says_so_and_does_nothing(proxied: Proxied, direct: Client) -> None:
+def test_an_unavailable_server_returns_503_and_does_nothing(proxied: Proxied, direct: Client) -> None:
     with proxied(share=1, kinds=("unavailable",)) as (proxy, client):
         with pytest.raises(botocore.exceptions.ClientError) as raised:
             client.put("unavailable")
@@ -346,13 +348,13 @@ def test_the_connection_survives_an_unavailable_server(proxied: Proxied) -> None
     with proxied(share=1, kinds=("unavailable",), in_a_row=1) as (_, client), client.connect() as connection:
         for status in (503, 200):
             connection.request("PUT", client.target("put_object", "again"), DATA)
-            with connection.getresponse() as answer:
-                assert answer.status == status
-                answer.read()
+            with connection.getresponse() as response:
+                assert response.status == status
+                response.read()
             assert connection.sock, "kept open"
 
 
-def test_a_corrupt_answer_differs_in_one_byte(proxied: Proxied) -> None:
+def test_a_corrupt_response_differs_in_one_byte(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("corrupt",)) as (proxy, client):
         got = read_raw(client)
         assert len(got) == len(DATA)
@@ -360,7 +362,7 @@ def test_a_corrupt_answer_differs_in_one_byte(proxied: Proxied) -> None:
         assert proxy.injected == {"corrupt": 1}
 
 
-def test_only_what_is_read_is_corrupted(proxied: Proxied, direct: Client) -> None:
+def test_only_reads_are_corrupted(proxied: Proxied, direct: Client) -> None:
     with proxied(share=1, kinds=("corrupt",)) as (proxy, client):
         client.put("whole", DATA)
         client.put("nothing", b"")
@@ -396,11 +398,11 @@ def different(a: bytes, b: bytes) -> int:
 
 
 def outcomes(client: Client, num_threads: int, shuffled_by: int) -> dict[tuple[str, int], list[str]]:
-    """What came of three GETs of each of several objects and ranges."""
-    asked = [("data", 10_000 * index) for index in range(20)]
-    random.Random(shuffled_by).shuffle(asked)
+    """Outcomes of three GETs of each of several objects and ranges."""
+    requests = [("data", 10_000 * index) for index in range(20)]
+    random.Random(shuffled_by).shuffle(requests)
     with ThreadPoolExecutor(num_threads) as threads:
-        return dict(threads.map(lambda what: (what, [outcome(client, *what) for _ in range(3)]), asked))
+        return dict(threads.map(lambda what: (what, [outcome(client, *what) for _ in range(3)]), requests))
 
 
 def test_faults_are_the_same_in_every_order_of_threads(proxied: Proxied) -> None:
@@ -423,13 +425,13 @@ def test_a_share_of_requests_fails_in_every_kind(share: float, seed: int, in_a_r
     assert share < 0.1 or {fault.kind for fault in faults} == set(KINDS)
 
 
-def test_after_so_many_faults_in_a_row_a_request_passes(proxied: Proxied) -> None:
+def test_a_request_passes_after_the_maximum_of_consecutive_faults(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("unavailable",), in_a_row=3) as (_, client):
         got = [outcome(client, "data", 0) for _ in range(8)]
         assert got == ["SlowDown", "SlowDown", "SlowDown", "whole"] * 2
 
 
-def test_a_reader_that_asks_on_from_where_it_was_cut_passes_too(proxied: Proxied) -> None:
+def test_a_reader_that_resumes_after_a_cut_passes_too(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("unavailable",), in_a_row=3) as (_, client):
         got = [outcome(client, "data", offset) for offset in range(4)]
         assert got == ["SlowDown", "SlowDown", "SlowDown", "whole"]
@@ -456,7 +458,7 @@ def test_a_new_bucket_changes_no_fault(proxied: Proxied, direct: Client) -> None
 
 
 @pytest.mark.parametrize("plan", [{"kinds": ("cut", "explode")}, {"share": 1.5}, {"share": 0.1, "kinds": ()}])
-def test_a_plan_that_cannot_be_is_refused(plan: dict[str, Any]) -> None:
+def test_an_invalid_plan_is_refused(plan: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Plan(**plan)
 
@@ -486,26 +488,26 @@ def test_stopping_resets_idle_connections(proxied: Proxied) -> None:
             connection.sock.recv(1)
 
 
-def test_stopping_resets_stalled_answers(proxied: Proxied) -> None:
+def test_stopping_resets_stalled_responses(proxied: Proxied) -> None:
     with proxied(share=1, kinds=("stall",), stall_s=60) as (proxy, client), client.connect() as connection:
         connection.request("GET", client.target("get_object", "data"))
-        answer = connection.getresponse()
+        response = connection.getresponse()
         threading.Timer(0.3, proxy.stop).start()
         with pytest.raises(ConnectionResetError):
-            answer.read()
+            response.read()
 
 
-def test_stopping_resets_answers_that_nobody_reads(proxied: Proxied, direct: Client) -> None:
+def test_stopping_resets_unread_responses(proxied: Proxied, direct: Client) -> None:
     direct.put("big", DATA * 20)  # more than sockets buffer
     with proxied() as (proxy, client), client.connect() as connection:
         connection.request("GET", client.target("get_object", "big"))
-        answer = connection.getresponse()
+        response = connection.getresponse()
         time.sleep(0.1)
         start = time.monotonic()
         proxy.stop()
         assert time.monotonic() - start < 5
         with pytest.raises((ConnectionResetError, http.client.IncompleteRead)):
-            answer.read()
+            response.read()
 
 
 def test_stopping_ends_every_thread(proxied: Proxied) -> None:

@@ -3,7 +3,7 @@
 A single GET for a whole shard would be read only as fast as the lane is consumed, and servers close idle connections.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from deblur.data.plan import Plan
 from deblur.data.shards import Sample, Shard, Split
 
 BLOCK_BYTES = 8 << 20  # of one GET: large enough to hide its latency; every lane holds two blocks in memory
+_Fetch = Callable[[Shard, list[Sample]], Future[list[memoryview]]]
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,23 @@ def updates(
 ) -> Iterator[tuple[int, list[int], list[Slice]]]:
     """(epoch, positions, one slice per lane) of every update from images_seen on, endlessly."""
     epoch, first = plan.locate(images_seen)
+
+    def fetch(shard: Shard, samples: list[Sample]) -> Future[list[memoryview]]:
+        return fetchers.submit(_fetch, dataset, shard, samples)
+
     while True:
-        slices = [_lane(dataset, split, plan, epoch, lane, first, fetchers) for lane in lanes]
+        slices = [_lane(split, plan, epoch, lane, first, fetch) for lane in lanes]
         for update in range(first, plan.updates_per_epoch):
             yield epoch, [plan.position(lane, update) for lane in lanes], [next(lane) for lane in slices]
         epoch, first = epoch + 1, 0
 
 
-def _lane(
-    dataset: Dataset, split: Split, plan: Plan, epoch: int, lane: int, first: int, fetchers: ThreadPoolExecutor
-) -> Iterator[Slice]:
+def _lane(split: Split, plan: Plan, epoch: int, lane: int, first: int, fetch: _Fetch) -> Iterator[Slice]:
     """The samples of a lane in order. A block is requested once the first sample of the previous one was taken."""
     positions = (plan.position(lane, update) for update in range(first, plan.updates_per_epoch))
     located = ((split.shards[s], i) for s, i in (plan.sample(epoch, p) for p in positions))
     requested = (
-        (shard, samples, fetchers.submit(_fetch, dataset, shard, samples))
+        (shard, samples, fetch(shard, samples))
         for shard, samples in _blocks((shard, shard.samples[i]) for shard, i in located)
     )
     following = next(requested, None)

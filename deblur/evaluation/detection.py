@@ -6,7 +6,7 @@ here it is scikit-image's cascade of frontal faces, which needs no weights, or a
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import skimage.data
@@ -49,7 +49,8 @@ class FaceCascade:
     name = f"scikit-image's cascade of frontal faces, {_SMALLEST_FACE} pixels or larger"
 
     def __init__(self) -> None:
-        self._cascade = Cascade(skimage.data.lbp_frontal_face_cascade_filename())
+        filename: Any = skimage.data.lbp_frontal_face_cascade_filename
+        self._cascade = Cascade(filename())
 
     def __call__(self, picture: np.ndarray) -> Detections:
         side = min(picture.shape[:2])

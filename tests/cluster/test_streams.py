@@ -1,4 +1,4 @@
-"""Storage that fails: cut, reset, stalled, throttled and gone, on real sockets. The bytes are those of the object."""
+"""Reads and writes through faults on real sockets: cut, reset, stalled, throttled and unreachable servers."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ LONG = settings.default.max_examples >= 1000
 
 
 def under_faults(examples: int) -> settings:
-    """So many plans, or many in the long profile."""
+    """Number of plans, more in the long profile."""
     many = 200 if LONG else examples
     return settings(max_examples=many, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -48,13 +48,13 @@ any_plan = st.builds(
 
 @pytest.fixture
 def direct(bucket: str) -> Store:
-    """The bucket as it is."""
+    """The bucket without a proxy."""
     return open_store(join(bucket, "data"))
 
 
 @pytest.fixture
 def proxied(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """A store of the same objects behind a proxy of some plan."""
+    """proxied(store, plan) is a proxy with that plan, and the same store behind it."""
     proxies: list[FaultProxy] = []
 
     def behind(store: Store, plan: Faults, retry: Retry = RETRY) -> tuple[FaultProxy, Store]:
@@ -73,7 +73,7 @@ def proxied(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @under_faults(10)
 @given(any_plan, st.integers(0, len(OBJECT) - 1), st.integers(1, len(OBJECT)))
-def test_under_any_plan_below_the_limit_a_range_is_that_of_the_object(
+def test_reads_are_correct_under_any_faults_below_the_limit(
     direct: Store, proxied, plan: Faults, start: int, length: int
 ) -> None:
     direct.put("x", OBJECT)
@@ -88,7 +88,7 @@ def test_under_any_plan_below_the_limit_a_range_is_that_of_the_object(
 
 @under_faults(3)
 @given(any_plan)
-def test_under_any_plan_an_upload_is_whole_and_a_listing_complete(direct: Store, proxied, plan: Faults) -> None:
+def test_uploads_and_listings_are_complete_under_any_faults(direct: Store, proxied, plan: Faults) -> None:
     for key in direct.list():
         direct.delete(key)
     _, store = proxied(direct, plan)
@@ -104,7 +104,7 @@ def test_under_any_plan_an_upload_is_whole_and_a_listing_complete(direct: Store,
     assert direct.get("a/once") == b"mine"
 
 
-def test_a_cut_body_continues_from_the_byte_it_reached(direct: Store, proxied) -> None:
+def test_a_cut_read_resumes_at_the_byte_it_reached(direct: Store, proxied) -> None:
     direct.put("x", OBJECT)
     proxy, store = proxied(direct, Faults(seed=3, share=1.0, kinds=("cut",), in_a_row=4))
     assert store.get("x") == OBJECT
@@ -112,7 +112,7 @@ def test_a_cut_body_continues_from_the_byte_it_reached(direct: Store, proxied) -
     assert 0 < store.traffic.resumed_reads <= 4
 
 
-def test_an_object_replaced_between_two_pieces_is_an_error_and_no_mixture(direct: Store, proxied) -> None:
+def test_an_object_replaced_during_a_read_is_an_error(direct: Store, proxied) -> None:
     direct.put("x", OBJECT)
     proxy, store = proxied(direct, Faults(share=1.0, kinds=("stall",), in_a_row=1, stall_s=5), Retry(stall_s=4))
 
@@ -126,7 +126,7 @@ def test_an_object_replaced_between_two_pieces_is_an_error_and_no_mixture(direct
         store.get("x")
 
 
-def test_a_server_that_is_gone_for_a_while_is_waited_for(direct: Store, proxied) -> None:
+def test_requests_are_retried_while_the_server_is_down(direct: Store, proxied) -> None:
     direct.put("x", OBJECT)
     proxy, store = proxied(direct, Faults())
     proxy.stop()
@@ -135,7 +135,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(direct: Store, proxied)
     assert store.traffic.retries > 0
 
 
-def test_a_server_that_stays_away_is_an_error_after_the_limit_and_names_the_place(direct: Store, proxied) -> None:
+def test_an_unreachable_server_is_an_error_naming_the_url_after_the_limit(direct: Store, proxied) -> None:
     proxy, store = proxied(direct, Faults(), Retry(limit_s=2, stall_s=1))
     proxy.stop()
     before = time.monotonic()
@@ -144,8 +144,8 @@ def test_a_server_that_stays_away_is_an_error_after_the_limit_and_names_the_plac
     assert time.monotonic() - before >= 2
 
 
-def test_batches_through_faults_and_wrong_bytes_are_those_without(direct: Store, proxied) -> None:
-    """A corrupt byte is found by the crc32 of its sample, which is then read once more."""
+def test_batches_are_the_same_through_faults_and_corrupt_bytes(direct: Store, proxied) -> None:
+    """The crc32 of a sample detects a corrupt byte; the sample is then read again."""
     plain = write_dataset(direct, train=43)
     proxy, store = proxied(direct, Faults(seed=2, share=0.5, kinds=("cut", "corrupt"), in_a_row=1))
     plan = Plan(shard_sizes=tuple(len(s.samples) for s in plain.index.splits["train"].shards), batch_size=4, seed=1)
@@ -161,13 +161,13 @@ def test_batches_through_faults_and_wrong_bytes_are_those_without(direct: Store,
     assert proxy.injected["corrupt"] > 0
 
 
-def test_a_process_killed_while_it_uploads_leaves_the_checkpoint_before(
+def test_a_process_killed_during_an_upload_leaves_the_previous_checkpoint(
     direct: Store, proxied, s3_server: dict[str, str], tmp_path: Path
 ) -> None:
     before = Checkpoints(direct)
     before.save(8, {"state.pt": b"state 8"})
     before.wait()
-    # The second part is never answered: the process dies in the middle of it.
+    # The second part gets no response: the process is killed during its upload.
     proxy, _ = proxied(direct, Faults(share=1.0, kinds=("stall",), in_a_row=10**6, match="state.pt"))
     script = f"""
         import os
@@ -195,4 +195,4 @@ def test_a_process_killed_while_it_uploads_leaves_the_checkpoint_before(
     assert found[0].images_seen == 8
     after.save(24, {"state.pt": b"state 24"})
     after.wait()
-    assert not [key for key in direct.list() if "000000000016" in key], "what was left is removed"
+    assert not [key for key in direct.list() if "000000000016" in key], "the next save deletes the rest"

@@ -1,4 +1,4 @@
-"""Scores against scikit-image on folders and on a packed dataset; what cannot be compared is refused by name."""
+"""Scores against scikit-image, on folders and on a packed dataset; refusals."""
 
 import json
 import subprocess
@@ -79,14 +79,14 @@ def test_metrics_that_are_not_enabled_give_no_scores() -> None:
 
 
 class MeanDifference(nn.Module):
-    """In LPIPS' place: how much brighter one picture is than the other, in levels."""
+    """Replaces LPIPS: difference of mean brightness, in levels."""
 
     def forward(self, restored: Tensor, sharp: Tensor) -> Tensor:
         return (restored - sharp).mean(dim=(1, 2, 3), keepdim=True) * 127.5
 
 
 class BrightestPixels:
-    """A detector that sees the pixels of the top level, each as a box of one pixel."""
+    """A detector that finds each pixel of level 255 as a box of one pixel."""
 
     name = "brightest pixels"
 
@@ -119,7 +119,7 @@ def test_pairs_of_different_size_or_under_the_window_are_refused_by_key() -> Non
         evaluate(Brighter(), [("k9", picture[:30], picture[:30])], "cpu", lpips_network=MeanDifference())
 
 
-def test_folders_give_pairs_of_equal_names_in_order(tmp_path: Path) -> None:
+def test_folders_give_pairs_of_equal_names_sorted(tmp_path: Path) -> None:
     count, pairs = folder_pairs(*folders(tmp_path, ("b.png", "a.png", "scene/a.png")))
     found = list(pairs)
     assert [key for key, *_ in found] == ["a.png", "b.png", "scene/a.png"]
@@ -177,7 +177,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def write_generator(folder: Path) -> tuple[str, nn.Module]:
-    """A small generator, not trained: its file and itself."""
+    """The file of a small untrained generator, and the generator."""
     recipe = Recipe(generator=GeneratorRecipe(filters=2, blocks=1, norm="batch", output="mean"))
     generator = build_generator(recipe).eval()
     metadata = {"recipe": recipes.to_json(recipe)}
@@ -284,7 +284,7 @@ def test_the_command_without_data_names_the_variable(
     assert "DEBLUR_DATA" in capsys.readouterr().err
 
 
-def test_a_picture_that_does_not_decode_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_undecodable_picture_is_refused_by_name(tmp_path: Path) -> None:
     blurred, sharp = folders(tmp_path, ("a.png",))
     (sharp / "a.png").write_bytes(pictures.encode_png(photograph(0))[:100])
     with pytest.raises(InputError, match=r"sharp/a\.png"):

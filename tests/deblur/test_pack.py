@@ -1,4 +1,4 @@
-"""Packing: what is found, how it is split and cut, what is refused, and what a stop in between leaves."""
+"""Packing: layouts, splits, cuts, refusals, and interruptions."""
 
 import io
 import os
@@ -64,7 +64,7 @@ def objects(folder: Path) -> dict[str, bytes]:
     return {key: open_store(folder).get(key) for key in open_store(folder).list()}
 
 
-def test_a_gopro_tree_is_packed_whole_with_its_files_bytes(gopro: Path, tmp_path: Path) -> None:
+def test_a_gopro_tree_is_packed_completely_with_its_files_bytes(gopro: Path, tmp_path: Path) -> None:
     index = packed(gopro, tmp_path / "out", blur="blur_gamma")
     assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 8, "validation": 4, "test": 4}
     store = open_store(tmp_path / "out")
@@ -168,7 +168,7 @@ def test_only_training_pictures_are_cut(gopro: Path, tmp_path: Path) -> None:
             assert np.array_equal(pixels, whole[top : top + 32, left : left + 32])
 
 
-def test_killed_between_shards_the_same_command_leaves_the_same_dataset(gopro: Path, tmp_path: Path) -> None:
+def test_a_killed_pack_can_be_repeated_with_the_same_result(gopro: Path, tmp_path: Path) -> None:
     packed(gopro, tmp_path / "straight", blur="blur", shard_mb=1)
     script = """
         import os, signal
@@ -205,7 +205,7 @@ def test_a_bucket_gets_the_bytes_of_a_folder(gopro: Path, tmp_path: Path, bucket
     assert {key: store.get(key) for key in store.list()} == objects(tmp_path / "out")
 
 
-def test_the_summary_says_whether_gopro_is_whole(gopro: Path, tmp_path: Path) -> None:
+def test_the_summary_says_whether_gopro_is_complete(gopro: Path, tmp_path: Path) -> None:
     text = summary(packed(gopro, tmp_path / "out", blur="blur"))
     assert "train: 8 samples" in text
     assert "NOT the complete GOPRO_Large, which has 2,103 train, 1,111 test pairs" in text
@@ -228,7 +228,7 @@ def refused(match: str, source: Path | str, out: Path, **more: object) -> None:
     assert not open_store(out).list(), "nothing must be written"
 
 
-def test_a_gopro_tree_without_a_choice_of_blur_is_refused(gopro: Path, tmp_path: Path) -> None:
+def test_a_gopro_tree_without_blur_flag_is_refused(gopro: Path, tmp_path: Path) -> None:
     refused(r"--blur blur .*--blur blur_gamma", gopro, tmp_path / "out")
 
 
@@ -238,15 +238,11 @@ def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["..", "train", "train/GOPR01_00_00"])
-def test_a_gopro_tree_entered_at_the_wrong_place_is_not_taken_for_photographs(
-    gopro: Path, tmp_path: Path, inside: str
-) -> None:
-    refused(
-        r"has blurred pictures in .*blur, but not in a known layout", gopro / inside, tmp_path / "elsewhere" / "out"
-    )
+def test_a_wrong_folder_of_a_gopro_tree_is_not_packed_as_photographs(gopro: Path, tmp_path: Path, inside: str) -> None:
+    refused(r"has blurred pictures in .*not in a known layout", gopro / inside, tmp_path / "elsewhere" / "out")
 
 
-def test_two_pictures_of_one_stem_are_refused_with_both_names(tmp_path: Path) -> None:
+def test_two_pictures_with_the_same_stem_are_refused_with_both_names(tmp_path: Path) -> None:
     for name in ("A/a_1.png", "A/a_1.jpg", "B/a_1.png"):
         write(tmp_path / "flat" / name, picture(0, 40, 50))
     refused(r"a_1\.jpg and .*a_1\.png have the same stem", tmp_path / "flat", tmp_path / "out")
@@ -269,7 +265,7 @@ def test_an_unpaired_picture_is_refused_with_both_names(gopro: Path, tmp_path: P
     refused(missing, gopro, tmp_path / "out", blur="blur")
 
 
-def test_sizes_that_differ_are_refused_with_both_names_and_sizes(gopro: Path, tmp_path: Path) -> None:
+def test_different_sizes_are_refused_with_both_names_and_sizes(gopro: Path, tmp_path: Path) -> None:
     write(gopro / "test" / "GOPR09_00_00" / "blur" / "000003.png", picture(0, 40, 51))
     sizes = r"blur/000003\.png is 51x40 but .*sharp/000003\.png is 50x40"
     refused(sizes, gopro, tmp_path / "out", blur="blur")

@@ -1,4 +1,4 @@
-"""Restoring files: size, orientation, alpha, grey and names are kept; a bad file stops nothing; models are checked."""
+"""Restoring files: what is kept of them, bad files, models, and the mapping of inputs to outputs."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def write_run(store: Store, *seeds: int) -> None:
 
 
 class Negative(torch.nn.Module):
-    """A generator whose work can be checked by eye: every value changes its sign."""
+    """A generator that negates every value."""
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return -pictures
@@ -55,7 +55,7 @@ def restored(image: PIL.Image.Image, suffix: str = ".png", **options: object) ->
     return PIL.Image.open(io.BytesIO(restore_file(Negative(), data.getvalue(), "in" + suffix, suffix, CPU)))
 
 
-def test_every_pixel_went_through_the_generator() -> None:
+def test_every_pixel_is_restored() -> None:
     pixels = picture(0, 37, 53)
     assert np.array_equal(np.array(restored(PIL.Image.fromarray(pixels))), 255 - pixels)
 
@@ -79,7 +79,7 @@ def test_exif_orientation_is_applied_and_removed(orientation: int) -> None:
     assert found.getexif().get(0x0112, 1) == 1
 
 
-def test_alpha_is_kept_as_it_was() -> None:
+def test_alpha_is_kept() -> None:
     rgba = np.dstack([picture(0, 20, 30), np.arange(600).reshape(20, 30).astype(np.uint8)])
     found = np.array(restored(PIL.Image.fromarray(rgba)))
     assert np.array_equal(found[..., 3], rgba[..., 3])
@@ -111,7 +111,7 @@ def test_a_jpeg_stays_one() -> None:
     assert abs(np.array(found).astype(int) - (255 - grey)).mean() < 4
 
 
-# ---- files that are more than three bytes a pixel
+# ---- other modes than 8-bit RGB
 
 
 def written(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
@@ -205,7 +205,7 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-# ---- which file becomes which
+# ---- inputs and outputs
 
 
 def touched(folder: Path, *names: str) -> None:
@@ -228,7 +228,7 @@ def test_folders_keep_their_sub_folders_and_names(tmp_path: Path) -> None:
     ]
 
 
-def test_buckets_are_read_as_folders_are(bucket: str, tmp_path: Path) -> None:
+def test_buckets_are_read_like_folders(bucket: str, tmp_path: Path) -> None:
     for key in ("in/a.png", "in/sub/b.JPG", "in/notes.txt", "c.png"):
         open_store(bucket).put(key, b"")
     found = plan([f"{bucket}/in/", f"{bucket}/c.png"], str(tmp_path))
@@ -241,7 +241,7 @@ def test_buckets_are_read_as_folders_are(bucket: str, tmp_path: Path) -> None:
         plan([f"{bucket}/in"], f"{bucket}/in/")
 
 
-def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_inputs_with_the_same_name_are_refused(tmp_path: Path) -> None:
     touched(tmp_path, "a/x.png", "b/x.png")
     with pytest.raises(InputError, match=r"a/x\.png and .*b/x\.png would both become"):
         plan([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"))
@@ -265,9 +265,9 @@ def test_an_output_folder_within_the_inputs_is_not_restored_again(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not a supported format")],
+    [("none.png", "no such file or folder"), ("empty", "no photograph"), ("x.doc", "not a supported")],
 )
-def test_what_is_no_photograph_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
+def test_inputs_that_are_no_photographs_are_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.doc").touch()
     with pytest.raises(InputError, match=rf"{name}.*{message}"):
@@ -279,7 +279,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None
     restore.main()
 
 
-def test_one_bad_file_is_listed_and_the_others_are_done(
+def test_a_bad_file_is_listed_and_the_others_are_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(open_store(tmp_path / "run"), 1)
@@ -307,7 +307,7 @@ def test_the_same_command_resumes_and_restores_nothing_twice(
     run_command(monkeypatch, *command)
     first = out.get("sub/b.png")
     out.put("sub/b.png", b"not made again")
-    out.delete("a.png")  # as if it had been interrupted
+    out.delete("a.png")  # as if interrupted
     run_command(monkeypatch, *command)
     assert "1 of 2 photographs restored" in capsys.readouterr().out.splitlines()[-1]
     assert out.list() == ["a.png", "restored-by.json", "sub/b.png"]

@@ -1,4 +1,4 @@
-"""Recipes: the table of the design, what is refused, and that files give back what was written."""
+"""Recipes: the presets' values, refusals, and the round trip through JSON."""
 
 import json
 from dataclasses import replace
@@ -42,19 +42,19 @@ def test_blog_is_the_articles() -> None:
     assert (recipe.data.batch_size, recipe.data.crop, recipe.data.epochs) == (16, 256, 50)
 
 
-def test_demo_plays_the_whole_game() -> None:
+def test_demo_uses_every_loss() -> None:
     loss = recipes.demo().loss
     assert loss.objective == "wgan-gp"
     assert min(loss.content_weight, loss.adversarial_weight, loss.penalty_weight) > 0
 
 
 @pytest.mark.parametrize("name", recipes.PRESETS)
-def test_a_file_gives_back_what_was_written(name: str) -> None:
+def test_json_round_trip(name: str) -> None:
     recipe = recipes.PRESETS[name]()
     assert recipes.from_json(recipes.to_json(recipe), "file") == recipe
 
 
-def test_a_recipe_makes_the_networks_that_it_names() -> None:
+def test_a_recipe_builds_its_networks() -> None:
     small = {"filters": 2, "dropout": 0.0}
     assert isinstance(build_generator(Recipe(generator=GeneratorRecipe(**small))), ResNetGenerator)
     unet = Recipe(generator=GeneratorRecipe(architecture="unet", **small))
@@ -87,7 +87,7 @@ def test_the_difference_names_every_field_that_differs() -> None:
         (lambda: GeneratorRecipe(dropout=1.0), r"dropout is 1.0"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_by_name(build: object, message: str) -> None:
+def test_invalid_recipes_are_refused_by_field(build: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build()
 
@@ -102,11 +102,11 @@ def test_what_cannot_be_learned_is_refused_by_name(build: object, message: str) 
         ({"data": {"crop": "large"}}, r"f\.json"),
     ],
 )
-def test_a_file_with_a_mistake_is_refused_with_its_place(change: dict, message: str) -> None:
+def test_an_invalid_file_is_refused_with_its_place(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         recipes.from_json(json.dumps(change), "f.json")
 
 
-def test_what_is_no_json_is_refused_with_its_place() -> None:
+def test_invalid_json_is_refused_with_its_place() -> None:
     with pytest.raises(InputError, match=r"f\.json: not a recipe"):
         recipes.from_json("{", "f.json")

@@ -63,12 +63,12 @@ def test_blurring_equals_a_plain_loop() -> None:
             light = np.zeros(3)
             for dy in range(-radius, radius + 1):
                 for dx in range(-radius, radius + 1):
-                    # Convolution turns the kernel round; beyond the border the picture is mirrored, edge included.
+                    # Convolution flips the kernel; beyond the border the picture is mirrored, edge included.
                     row, column = mirrored(y - dy, 9), mirrored(x - dx, 11)
                     light += weights[dy + radius, dx + radius] * (sharp[row, column] / 255) ** GAMMA
             expected[y, x] = np.rint(255 * light ** (1 / GAMMA))
     difference = abs(blur(sharp, weights).astype(int) - expected.astype(int))
-    assert difference.max() <= 1  # a tie may round either way
+    assert difference.max() <= 1  # ties may round either way
     assert (difference == 0).mean() > 0.99
 
 
@@ -83,7 +83,7 @@ def test_a_flat_picture_stays_flat(seed: int, level: int) -> None:
     assert np.array_equal(blurred(flat, seed), flat)
 
 
-def test_a_seed_is_a_blur() -> None:
+def test_the_blur_is_deterministic_in_the_seed() -> None:
     sharp = picture(1, 40, 50)
     assert np.array_equal(blurred(sharp, (1, 2)), blurred(sharp, (1, 2)))
     assert not np.array_equal(blurred(sharp, (1, 2)), blurred(sharp, (1, 3)))

@@ -1,4 +1,4 @@
-"""From shards to batches: aligned crops, the same for any number of ranks and any start, and damage named."""
+"""From shards to batches: aligned crops, the same for any number of ranks and after any resume; damage is named."""
 
 from dataclasses import replace
 from itertools import islice
@@ -31,7 +31,7 @@ def plan_of(dataset: Dataset) -> Plan:
 
 
 def augment(whole: np.ndarray, data: DataRecipe, draw: np.random.Generator) -> np.ndarray:
-    """The crop of a picture that is decoded whole."""
+    """The crop of a fully decoded picture."""
     crop = Crop.draw(whole.shape[1], whole.shape[0], data, draw)
     left, top, right, bottom = crop.box
     return crop.apply(whole[top:bottom, left:right])
@@ -61,7 +61,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_every_crop_is_cut_from_the_sample_of_its_position(dataset: Dataset) -> None:
-    """The crop, in one of its eight orientations, is found in the picture that the plan names."""
+    """The crop, in one of eight orientations, is in the picture that the plan names."""
     pictures = {sample.key: picture(nth, 48, 56) for nth, sample in enumerate(samples("t", 23, 48, 56))}
     plan, shards = plan_of(dataset), dataset.index.splits["train"].shards
     for batch in read(dataset, 5):
@@ -85,7 +85,7 @@ def test_batches_do_not_depend_on_the_number_of_ranks(dataset: Dataset) -> None:
             assert whole.positions == sum((part.positions for part in parts), ())
 
 
-def test_to_resume_is_to_seek(dataset: Dataset) -> None:
+def test_resuming_equals_seeking(dataset: Dataset) -> None:
     straight = read(dataset, 14)
     for done in (1, 4, 5, 9):
         resumed = read(dataset, 14 - done, images_seen=done * DATA.batch_size)
@@ -94,15 +94,15 @@ def test_to_resume_is_to_seek(dataset: Dataset) -> None:
             assert torch.equal(a.blurred, b.blurred)
 
 
-def test_batches_are_bytes_in_planes(dataset: Dataset) -> None:
+def test_batches_are_contiguous_uint8(dataset: Dataset) -> None:
     (batch,) = read(dataset, 1)
     assert batch.sharp.shape == (4, 3, 24, 24)
     assert batch.sharp.dtype is torch.uint8
     assert batch.sharp.is_contiguous()
 
 
-def test_both_pictures_of_a_pair_are_cut_alike(tmp_path: Path) -> None:
-    """The sharp picture is the blurred one's negative, and stays so."""
+def test_both_pictures_of_a_pair_get_the_same_crop(tmp_path: Path) -> None:
+    """The sharp picture is the negative of the blurred one."""
     made = list(samples("t", 23, 48, 56))
     for nth, sample in enumerate(made):
         blurred = pictures.decode(sample.blurred_png, "")
@@ -113,14 +113,14 @@ def test_both_pictures_of_a_pair_are_cut_alike(tmp_path: Path) -> None:
         assert torch.equal(255 - batch.sharp, batch.blurred)
 
 
-def test_all_places_and_orientations_are_drawn() -> None:
+def test_all_positions_and_orientations_are_drawn() -> None:
     marked = np.arange(17 * 17).reshape(17, 17, 1).repeat(3, axis=2).astype(np.uint16)
     draw, data = np.random.default_rng(0), DataRecipe(crop=16, flip=True, rotate=True)
     corners = {tuple(augment(marked, data, draw)[[0, 0, -1, -1], [0, -1, 0, -1], 0]) for _ in range(1000)}
     assert len(corners) == 4 * 8
 
 
-def test_options_do_not_move_each_others_draws() -> None:
+def test_options_do_not_change_each_others_draws() -> None:
     image = picture(0, 40, 40)
     plain = augment(image, DataRecipe(crop=16, flip=False, rotate=False), np.random.default_rng(3))
     turned = augment(image, DataRecipe(crop=16, flip=False, rotate=True), np.random.default_rng(3))
@@ -134,7 +134,7 @@ def test_a_bucket_gives_the_batches_of_a_folder(dataset: Dataset, bucket: str) -
 
 
 class Flaky:
-    """A store whose first answers have one wrong byte."""
+    """A store whose first reads have one wrong byte."""
 
     def __init__(self, store: Store, wrong: int) -> None:
         self._store, self.wrong, self.url, self.traffic = store, wrong, store.url, Traffic()
@@ -148,7 +148,7 @@ class Flaky:
         return bytes(data)
 
 
-def test_bytes_unlike_the_index_are_read_once_more_and_then_an_error_with_shard_and_key(dataset: Dataset) -> None:
+def test_wrong_bytes_are_read_again_and_then_an_error_with_shard_and_key(dataset: Dataset) -> None:
     split = dataset.index.splits["validation"]
     good = list(pairs_of(dataset, split, range(1), 1))
     again = list(pairs_of(replace(dataset, store=Flaky(dataset.store, wrong=1)), split, range(1), 1))
@@ -158,7 +158,7 @@ def test_bytes_unlike_the_index_are_read_once_more_and_then_an_error_with_shard_
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar " * 9999], ids=["cut", "replaced"])
-def test_a_shard_that_is_cut_or_replaced_stops_the_stream_with_shard_and_key(tmp_path: Path, content: bytes) -> None:
+def test_a_truncated_or_replaced_shard_is_an_error_with_shard_and_key(tmp_path: Path, content: bytes) -> None:
     dataset = write_dataset(open_store(tmp_path), train=23)
     for shard in dataset.index.splits["train"].shards:
         dataset.store.put(shard.name, content)
@@ -166,7 +166,7 @@ def test_a_shard_that_is_cut_or_replaced_stops_the_stream_with_shard_and_key(tmp
         read(dataset, 1)
 
 
-def test_a_shard_that_is_gone_is_no_sample_that_does_not_decode(tmp_path: Path) -> None:
+def test_a_missing_shard_does_not_count_as_bad_samples(tmp_path: Path) -> None:
     dataset = write_dataset(open_store(tmp_path), train=23)
     dataset.store.delete(dataset.index.splits["train"].shards[0].name)
     with pytest.raises(NotFound, match=r"train/000000\.tar: no such file"):
@@ -177,7 +177,7 @@ def test_a_shard_that_is_gone_is_no_sample_that_does_not_decode(tmp_path: Path) 
 
 
 def with_bad(folder: Path, *bad: int) -> Dataset:
-    """Twenty-three samples, of which some hold half a picture: written so, with the right crc32."""
+    """23 samples, some with half a picture but the right crc32."""
     made = list(samples("t", 23, 48, 56))
     for nth in bad:
         made[nth] = replace(made[nth], sharp_png=made[nth].sharp_png[:500])
@@ -194,7 +194,7 @@ def key_of(dataset: Dataset, epoch: int, position: int) -> str:
 def test_a_bad_sample_is_replaced_by_the_previous_good_one_of_its_lane(
     tmp_path_factory: pytest.TempPathFactory, bad: set[int], done: int, num_ranks: int
 ) -> None:
-    """Against the crop of the plain dataset's sample that the law names, for any start and ranks; a lane has five."""
+    """Compared with the crop of the expected sample, for any start and number of ranks; a lane has five samples."""
     folder = tmp_path_factory.mktemp("bad")
     dataset = with_bad(folder, *bad)
     plan, wrong = plan_of(dataset), {f"t-{nth:03d}" for nth in bad}
@@ -215,7 +215,7 @@ def test_a_bad_sample_is_replaced_by_the_previous_good_one_of_its_lane(
                 assert np.array_equal(crop.permute(1, 2, 0).numpy(), augment(whole, DATA, draw))
 
 
-def test_bad_samples_are_counted_at_each_use_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_samples_are_counted_at_each_use_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset, bad = with_bad(tmp_path, 7), BadSamples(0.2, 23)
     seen = read(dataset, 5 * 4, bad=bad)
     uses = sum(key_of(dataset, batch.epoch, p) == "t-007" for batch in seen for p in batch.positions)
@@ -224,7 +224,7 @@ def test_bad_samples_are_counted_at_each_use_and_named_once(tmp_path: Path, capl
     assert "t-007.sharp.png: does not decode" in caplog.text
 
 
-def test_more_bad_samples_than_their_share_end_the_stream_with_names(tmp_path: Path) -> None:
+def test_too_many_bad_samples_are_an_error_with_names(tmp_path: Path) -> None:
     dataset = with_bad(tmp_path, *range(4))
     read(dataset, 20, bad=BadSamples(4 / 23 * 5, 23))
     with pytest.raises(
@@ -233,7 +233,7 @@ def test_more_bad_samples_than_their_share_end_the_stream_with_names(tmp_path: P
         read(dataset, 20, bad=BadSamples(0.1, 23))
 
 
-def test_a_picture_that_is_too_small_for_the_crop_is_a_bad_sample(tmp_path: Path) -> None:
+def test_a_picture_smaller_than_the_crop_is_a_bad_sample(tmp_path: Path) -> None:
     made = list(samples("t", 23, 48, 56))
     made[3] = replace(made[3], sharp_png=pictures.encode_png(picture(0, 20, 20)))
     store = open_store(tmp_path)
@@ -243,7 +243,7 @@ def test_a_picture_that_is_too_small_for_the_crop_is_a_bad_sample(tmp_path: Path
     assert bad.count
 
 
-# ---- the cache of a node
+# ---- the disk cache
 
 
 def test_with_a_cache_later_epochs_need_no_network(dataset: Dataset, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_wrong_bytes_in_the_cache_are_fetched_again(dataset: Dataset, tmp_path: 
     assert all(torch.equal(a.sharp, b.sharp) for a, b in zip(plain, read(cached, 5), strict=True))
 
 
-def test_what_was_read_ahead_is_dropped_when_the_consumer_leaves(dataset: Dataset) -> None:
+def test_pending_reads_are_cancelled_when_the_consumer_stops(dataset: Dataset) -> None:
     stream = batches(dataset, plan_of(dataset), range(4), DATA, 0, 2, BadSamples(0, 1))
     next(stream)
     stream.close()

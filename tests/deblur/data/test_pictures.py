@@ -1,4 +1,4 @@
-"""A part of a picture against the same part of the whole."""
+"""Decoding a box of a picture equals cropping the whole picture."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def encoded(mode: str, kind: str, **options: object) -> bytes:
 
 
 def interlaced() -> bytes:
-    """Adam7 by its definition (ISO/IEC 15948, 8.2), as Pillow writes none: seven small pictures, one after another."""
+    """Adam7 by its definition (ISO/IEC 15948, 8.2), which Pillow cannot write: seven small pictures, one after another."""
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     rows = [row for top, left, down, right in passes for row in PIXELS[top::down, left::right]]
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 1))]
@@ -46,12 +46,12 @@ def test_the_pixels_of_a_box_are_those_of_the_whole(name: str, left: int, top: i
     assert np.array_equal(pictures.decode(FILES[name], name, (left, top, right, bottom)), whole[top:bottom, left:right])
 
 
-def test_an_interlaced_picture_is_read_as_it_was_written() -> None:
+def test_an_interlaced_picture_is_decoded() -> None:
     assert np.array_equal(pictures.decode(interlaced(), ""), PIXELS)
 
 
 def test_rows_below_the_box_are_not_decoded() -> None:
-    """Most of the file is not there, and nobody misses it."""
+    """Most of the file is missing."""
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     data = pictures.encode_png(noise)[:100_000]
     assert np.array_equal(pictures.decode(data, "", (10, 20, 90, 60)), noise[20:60, 10:90])
@@ -60,6 +60,6 @@ def test_rows_below_the_box_are_not_decoded() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0", bytes(100)])
-def test_what_is_no_picture_is_told_with_a_box_too(data: bytes) -> None:
+def test_a_file_that_is_no_picture_is_refused_with_a_box_too(data: bytes) -> None:
     with pytest.raises(pictures.Undecodable, match=r"x\.png"):
         pictures.decode(data, "x.png", (0, 0, 1, 1))

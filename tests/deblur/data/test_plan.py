@@ -1,4 +1,4 @@
-"""The epoch plan against its contract: each position at most once, the same batches for any number of ranks."""
+"""The sampling plan: each position at most once, the same batches for any number of ranks."""
 
 from itertools import chain, pairwise
 
@@ -27,7 +27,7 @@ def consumed(plan: Plan, epoch: int, updates: range, num_ranks: int) -> list[tup
 
 
 @given(plan=plans, epoch=st.integers(0, 5))
-def test_every_sample_at_most_once_and_all_but_the_rest_exactly_once(plan: Plan, epoch: int) -> None:
+def test_every_sample_of_full_batches_is_used_exactly_once(plan: Plan, epoch: int) -> None:
     seen = consumed(plan, epoch, range(plan.updates_per_epoch), 1)
     everything = {(s, i) for s, size in enumerate(plan.shard_sizes) for i in range(size)}
     assert len(seen) == len(set(seen))
@@ -36,8 +36,8 @@ def test_every_sample_at_most_once_and_all_but_the_rest_exactly_once(plan: Plan,
 
 
 @given(plan=plans, epoch=st.integers(0, 5), data=st.data())
-def test_interruptions_and_other_numbers_of_ranks_change_nothing(plan: Plan, epoch: int, data: st.DataObject) -> None:
-    """A run that is stopped anywhere, any number of times, and goes on with any number of ranks."""
+def test_restarts_and_the_number_of_ranks_change_nothing(plan: Plan, epoch: int, data: st.DataObject) -> None:
+    """A run that is stopped any number of times, anywhere, and resumed with any number of ranks."""
     per_epoch, seen, images = plan.updates_per_epoch, [], epoch * plan.updates_per_epoch * plan.batch_size
     while plan.locate(images)[0] == epoch:
         first = plan.locate(images)[1]
@@ -49,7 +49,7 @@ def test_interruptions_and_other_numbers_of_ranks_change_nothing(plan: Plan, epo
 
 
 @given(batch=st.integers(1, 200), data=st.data())
-def test_shares_differ_by_one_at_most_and_cover_the_batch(batch: int, data: st.DataObject) -> None:
+def test_lanes_per_rank_differ_by_at_most_one_and_cover_the_batch(batch: int, data: st.DataObject) -> None:
     ranks = data.draw(st.integers(1, batch))
     shares = [lanes_of(rank, ranks, batch) for rank in range(ranks)]
     assert list(chain(*shares)) == list(range(batch))
@@ -57,8 +57,8 @@ def test_shares_differ_by_one_at_most_and_cover_the_batch(batch: int, data: st.D
 
 
 @given(plan=plans, epoch=st.integers(0, 3))
-def test_a_lane_reads_forward_with_few_jumps(plan: Plan, epoch: int) -> None:
-    """Neighbours in a lane are neighbours in a shard, but where a shard ends or the order goes round."""
+def test_a_lane_reads_sequentially_with_few_jumps(plan: Plan, epoch: int) -> None:
+    """Consecutive samples of a lane are adjacent in a shard, except at the ends of shards."""
     jumps = 0
     for lane in range(plan.batch_size):
         samples = [plan.sample(epoch, plan.position(lane, update)) for update in range(plan.updates_per_epoch)]
@@ -89,7 +89,7 @@ def test_a_batch_larger_than_the_split_is_refused_with_both_numbers() -> None:
         Plan(shard_sizes=(5, 7), batch_size=16, seed=0)
 
 
-def test_more_ranks_than_shards_is_no_trouble() -> None:
+def test_more_ranks_than_shards_are_allowed() -> None:
     plan = Plan(shard_sizes=(64,), batch_size=32, seed=1)
     assert sorted(consumed(plan, 0, range(2), 32)) == [(0, i) for i in range(64)]
 

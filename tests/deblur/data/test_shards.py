@@ -1,4 +1,4 @@
-"""Shards against Python's own tarfile and plain webdataset; what is damaged or foreign is refused by name."""
+"""Shards against Python's tarfile and plain webdataset; damaged and foreign shards are refused by name."""
 
 import gzip
 import io
@@ -65,7 +65,7 @@ def test_another_sample_gives_another_digest(tmp_path: Path) -> None:
     assert one.digest != two.digest
 
 
-def test_a_shard_ends_before_it_grows_beyond_its_size_unless_one_sample_does(tmp_path: Path) -> None:
+def test_shards_do_not_exceed_their_size_unless_one_sample_does(tmp_path: Path) -> None:
     everything = list(samples("t", 8, 48, 56))
     length = max(len(s.blurred_png) + len(s.sharp_png) for s in everything)
     split = write_split(open_store(tmp_path), "train", everything, 3 * length)
@@ -93,7 +93,7 @@ def test_a_slice_unpacks_to_what_was_packed(tmp_path: Path) -> None:
     assert unpack(*packed(tmp_path)) == (expected.blurred_png, expected.sharp_png, {})
 
 
-def test_one_other_byte_is_refused_with_shard_and_key(tmp_path: Path) -> None:
+def test_one_wrong_byte_is_refused_with_shard_and_key(tmp_path: Path) -> None:
     data, shard, sample = packed(tmp_path)
     damaged = bytearray(data)
     damaged[700] ^= 1
@@ -103,7 +103,7 @@ def test_one_other_byte_is_refused_with_shard_and_key(tmp_path: Path) -> None:
 
 
 def tar_of(members: list[tuple[str, bytes, bytes]]) -> tuple[bytes, Sample]:
-    """A tar of (name, type, data) and an index entry that vouches for it."""
+    """A tar of (name, type, data) with a matching index entry."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w|") as tar:
         for name, kind, data in members:
@@ -174,14 +174,14 @@ def test_anything_but_the_three_members_is_refused_and_nothing_is_executed(
     assert not (tmp_path / "executed").exists()
 
 
-def test_compression_is_not_undone() -> None:
+def test_compressed_tars_are_refused() -> None:
     data = gzip.compress(tar_of([*GOOD[:2], ("k.sharp.png", tarfile.REGTYPE, bytes(1 << 26))])[0])
     sample = Sample(key="k", offset=0, length=len(data), crc32=zlib.crc32(data))
     with pytest.raises(DamagedError, match=r"s\.tar: k.*not a slice of a tar"):
         unpack(data, "s.tar", sample)
 
 
-def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     data = b"<html>503 Slow Down</html>" * 100
     sample = Sample(key="k", offset=0, length=len(data), crc32=zlib.crc32(data))
     with pytest.raises(DamagedError, match=r"s\.tar: k.*not a slice of a tar"):
@@ -193,7 +193,7 @@ def test_a_root_without_an_index_is_refused_with_the_fix(tmp_path: Path) -> None
         read_index(open_store(tmp_path))
 
 
-def test_an_index_of_another_version_or_cut_short_or_edited_is_refused(tmp_path: Path) -> None:
+def test_an_index_of_another_version_or_truncated_or_edited_is_refused(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     write_dataset(store, train=3)
     raw = json.loads(store.get("index.json"))
@@ -231,7 +231,7 @@ def test_an_index_with_names_outside_the_root_is_refused(tmp_path: Path, what: s
         read_index(open_store(tmp_path))
 
 
-def test_sizes_of_all_pictures_count_for_the_smallest(tmp_path: Path) -> None:
+def test_the_smallest_size_is_over_all_pictures(tmp_path: Path) -> None:
     several = [
         replace(s, size=size) for s, size in zip(samples("t", 3, 48, 56), [(9, 40), (50, 8), (30, 30)], strict=True)
     ]

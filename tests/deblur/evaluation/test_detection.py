@@ -75,7 +75,7 @@ def test_equal_detections_all_match(seen: Detections) -> None:
     assert match(seen, seen) == Matches(len(seen.boxes), 0, 0)
 
 
-def test_a_box_seen_twice_is_one_true_and_one_false_positive() -> None:
+def test_a_second_detection_of_a_box_is_a_false_positive() -> None:
     assert match(of((0, 0, 10, 10), (0, 0, 10, 9)), of((0, 0, 10, 10))) == Matches(1, 1, 0)
 
 
@@ -83,19 +83,19 @@ def test_the_same_box_of_another_class_is_a_miss_and_a_false_positive() -> None:
     assert match(of((0, 0, 10, 10), labels=[1]), of((0, 0, 10, 10), labels=[2])) == Matches(0, 1, 1)
 
 
-def test_half_an_overlap_matches_and_less_does_not() -> None:
+def test_an_iou_of_half_matches_and_less_does_not() -> None:
     assert match(of((0, 0, 10, 5)), of((0, 0, 10, 10))) == Matches(1, 0, 0)
     assert match(of((0, 0, 10, 4.99)), of((0, 0, 10, 10))) == Matches(0, 1, 1)
 
 
-def test_rates_are_of_the_counts_of_all_pictures_together() -> None:
+def test_rates_are_of_counts_summed_over_pictures() -> None:
     total = sum([Matches(3, 1, 0), Matches(0, 0, 2)], Matches())
     assert total == Matches(3, 1, 2)
     assert (total.precision, total.recall) == (0.75, 0.6)
     assert total.f1 == pytest.approx(2 * 0.75 * 0.6 / (0.75 + 0.6))
 
 
-def test_a_rate_of_nothing_is_not_a_number() -> None:
+def test_a_rate_of_nothing_is_nan() -> None:
     nothing, unseen, invented = Matches(), Matches(misses=2), Matches(false_positives=2)
     assert all(math.isnan(rate) for rate in (nothing.precision, nothing.recall, nothing.f1))
     assert math.isnan(unseen.precision)
@@ -109,14 +109,14 @@ def test_the_cascade_finds_the_face_of_the_held_out_photograph() -> None:
     found = FaceCascade()(photograph.sharp)
     assert len(found.boxes) == 1
     left, top, right, bottom = found.boxes[0]
-    # Eyes and mouth of the astronaut, seen by eye.
+    # Eyes and mouth of the astronaut, located by hand.
     for x, y in ((207, 111), (239, 108), (227, 147)):
         assert left < x < right
         assert top < y < bottom
     assert right - left < 130
 
 
-def test_the_cascade_finds_no_face_where_there_is_none_nor_room_for_one() -> None:
+def test_the_cascade_finds_no_face_in_pictures_without_one_or_too_small() -> None:
     for shape in ((90, 120, 3), (20, 200, 3)):
         found = FaceCascade()(np.full(shape, 128, np.uint8))
         assert (found.boxes.shape, found.labels.shape) == ((0, 4), (0,))
@@ -124,7 +124,7 @@ def test_the_cascade_finds_no_face_where_there_is_none_nor_room_for_one() -> Non
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    """torchvision's smallest detector, random, but sure of classes 7 and 3, with some anchors more than others."""
+    """torchvision's smallest detector, random, but with high scores for classes 7 and 3, varying by anchor."""
     torch.manual_seed(0)
     built = torchvision.models.get_model(SMALL, weights=None, weights_backbone=None).eval()
     for nth, layer in enumerate(built.head.classification_head.module_list):

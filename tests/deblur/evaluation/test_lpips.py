@@ -1,4 +1,4 @@
-"""LPIPS against the formula of the article and against torchmetrics' own class; refusals of what cannot be used."""
+"""LPIPS against the article's formula and torchmetrics' class; refusals of unusable weights."""
 
 import re
 import sys
@@ -48,7 +48,7 @@ def network(source: str) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """torchvision's cache is empty, and its server does not answer."""
+    """torchvision's cache is empty, and its server unreachable."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to host")
@@ -113,7 +113,7 @@ def test_the_distance_is_torchmetrics_with_the_weights_from_torchvisions_cache(
     torch.testing.assert_close(found, theirs(first / 255, second / 255), rtol=1e-4, atol=1e-6)
 
 
-def test_equal_pictures_are_at_no_distance_and_worse_ones_farther(network: nn.Module) -> None:
+def test_equal_pictures_have_distance_zero_and_worse_ones_more(network: nn.Module) -> None:
     sharp = pictures(1)
     little, much = (sharp // step * step for step in (16, 128))
     assert lpips(network, sharp, sharp).tolist() == [0, 0]
@@ -121,7 +121,7 @@ def test_equal_pictures_are_at_no_distance_and_worse_ones_farther(network: nn.Mo
     assert (lpips(network, little, sharp) < lpips(network, much, sharp)).all()
 
 
-def test_a_file_of_the_convolutions_alone_serves_as_well(
+def test_a_file_with_only_the_convolutions_is_accepted(
     state: dict[str, Tensor], network: nn.Module, tmp_path: Path
 ) -> None:
     trunk = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
@@ -131,7 +131,7 @@ def test_a_file_of_the_convolutions_alone_serves_as_well(
     assert torch.equal(found, lpips(network, first, second))
 
 
-def test_pictures_smaller_than_alexnet_takes_are_refused_with_both_sizes(network: nn.Module) -> None:
+def test_pictures_too_small_for_alexnet_are_refused_with_both_sizes(network: nn.Module) -> None:
     assert lpips(network, pictures(1, 31, 31), pictures(2, 31, 31)).isfinite().all()
     with pytest.raises(ValueError, match=r"40x30 .*31x31"):
         lpips(network, pictures(1, 30, 40), pictures(2, 30, 40))
@@ -178,23 +178,23 @@ def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> No
         load_lpips(str(tmp_path / "bad.pth"))
     assert not (tmp_path / "trace").exists()
     torch.load(tmp_path / "bad.pth", weights_only=False)
-    assert (tmp_path / "trace").exists()  # the code does run where it is let
+    assert (tmp_path / "trace").exists()  # the code runs if allowed
 
 
 @pytest.mark.parametrize("name", ["text.pth", "text.safetensors"])
-def test_damaged_files_are_refused_with_the_mend(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_refused_with_the_fix(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not weights at all")
     with pytest.raises(InputError, match=rf"{name}: .*{HINT}"):
         load_lpips(str(tmp_path / name))
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"features.0.weight": torch.zeros(1)}}, tmp_path / "x.pth")
     with pytest.raises(InputError, match=r"x\.pth: expected a dict of names and tensors"):
         load_lpips(str(tmp_path / "x.pth"))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"none\.pth"):
         load_lpips(str(tmp_path / "none.pth"))
 
@@ -207,6 +207,6 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         load_lpips(source)
 
 
-def test_the_definition_says_whose_weights_they_are() -> None:
+def test_the_definition_names_the_weights() -> None:
     assert "alexnet with torchvision's ImageNet weights" in definition(None)
     assert "alexnet with the weights of s3://bucket/a.pth" in definition("s3://bucket/a.pth")

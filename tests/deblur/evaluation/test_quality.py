@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image, which is independent of ours."""
+"""PSNR and SSIM against scikit-image."""
 
 from collections.abc import Callable
 
@@ -76,7 +76,7 @@ def test_floats_and_unequal_sizes_are_refused(measure: Callable[[torch.Tensor, t
         measure(picture[..., :15], picture)
 
 
-def test_all_256_levels_survive_the_way_to_floats_and_back() -> None:
+def test_all_256_levels_survive_the_round_trip_to_floats() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     floats = from_uint8(levels)
     assert floats.dtype == torch.float32

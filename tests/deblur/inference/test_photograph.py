@@ -97,20 +97,20 @@ def test_what_a_format_does_not_support_is_refused(suffix: str, found: Photograp
         (".webp", photograph(2, 2, alpha=True)),
     ],
 )
-def test_what_a_format_can_hold_is_written(suffix: str, found: Photograph) -> None:
+def test_what_a_format_supports_is_written(suffix: str, found: Photograph) -> None:
     assert obstacle(found, suffix) == ""
     again = PIL.Image.open(io.BytesIO(write_photograph(found, found.pixels, "photo", suffix)))
     assert again.size == found.pixels.shape[1::-1]
 
 
-def test_a_profile_of_greys_is_not_given_to_the_rgb_that_webp_makes_of_them() -> None:
+def test_webp_drops_the_profile_of_grey_pictures() -> None:
     found = photograph(5, 6, grey=True)
     for suffix, profile in ((".png", b"a profile"), (".jpg", b"a profile"), (".webp", None)):
         written = PIL.Image.open(io.BytesIO(write_photograph(found, picture(0, 5, 6), "photo", suffix)))
         assert written.info.get("icc_profile") == profile
 
 
-def test_clear_grey_of_sixteen_bits_stays_clear() -> None:
+def test_transparent_16_bit_grey_stays_transparent() -> None:
     values = np.array([[0, 1000, 65535], [1000, 257, 1000]], np.uint16)
     data = io.BytesIO()
     PIL.Image.fromarray(values).save(data, "PNG", transparency=1000)
@@ -121,6 +121,6 @@ def test_clear_grey_of_sixteen_bits_stays_clear() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_broken_exif_is_no_reason_to_refuse_whole_pixels(kind: str) -> None:
+def test_broken_exif_is_ignored(kind: str) -> None:
     found = read(PIL.Image.fromarray(picture(0, 20, 30)), kind, exif=b"Exif\0\0no exif at all")
     assert found.pixels.shape == (20, 30, 3)

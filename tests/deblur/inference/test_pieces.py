@@ -1,4 +1,4 @@
-"""Pieces in batches: each as alone, and each with the statistics of its own picture."""
+"""Pieces in batches equal single pieces, each with the statistics of its own picture."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def _generator(norm: str, kind: type[nn.Module] = ResNetGenerator) -> nn.Module:
 
 @pytest.mark.parametrize("kind", [ResNetGenerator, UNetGenerator])
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
-def test_a_piece_of_a_batch_comes_out_as_the_generator_restores_it_alone(norm: str, kind: type[nn.Module]) -> None:
+def test_a_piece_in_a_batch_equals_the_generators_output(norm: str, kind: type[nn.Module]) -> None:
     generator = _generator(norm, kind)
     pixels = [picture(seed, 40, 52) for seed in range(3)]
     found = PieceRunner(generator, "cpu").run([Piece(pixels=each) for each in pixels])
@@ -32,7 +32,7 @@ def test_a_piece_of_a_batch_comes_out_as_the_generator_restores_it_alone(norm: s
             torch.testing.assert_close(restored, generator(_floats(each))[0], atol=1e-5, rtol=0)
 
 
-def test_the_generator_itself_stays_as_it_is_and_lends_its_weights() -> None:
+def test_the_generator_is_not_modified_and_shares_its_weights() -> None:
     generator = _generator("instance")
     runner = PieceRunner(generator, "cpu")
     assert sum(isinstance(module, nn.InstanceNorm2d) for module in generator.modules()) == 9
@@ -44,7 +44,7 @@ def test_the_generator_itself_stays_as_it_is_and_lends_its_weights() -> None:
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_measured_sums_are_those_of_what_enters_the_norm(affine: bool) -> None:
+def test_measured_sums_are_those_of_the_norms_input(affine: bool) -> None:
     norm = nn.InstanceNorm2d(3, affine=affine).eval()
     pixels = picture(1, 24, 36)
     (sums,) = PieceRunner(norm, "cpu").run([Piece(pixels=pixels, measured=True)])
@@ -54,7 +54,7 @@ def test_measured_sums_are_those_of_what_enters_the_norm(affine: bool) -> None:
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_pieces_of_different_pictures_are_each_normalised_as_their_own(affine: bool) -> None:
+def test_pieces_are_normalised_with_their_own_pictures_statistics(affine: bool) -> None:
     norm = nn.InstanceNorm2d(3, affine=affine).eval()
     if affine:
         nn.init.uniform_(norm.weight)
@@ -70,7 +70,7 @@ def test_pieces_of_different_pictures_are_each_normalised_as_their_own(affine: b
             torch.testing.assert_close(restored, norm(_floats(pixels))[0, ..., :24], atol=1e-4, rtol=0)
 
 
-def test_statistics_that_were_given_are_forgotten_after_the_batch() -> None:
+def test_given_statistics_are_cleared_after_the_batch() -> None:
     runner = PieceRunner(_generator("instance"), "cpu")
     plain = Piece(pixels=picture(4, 20, 20))
     before = runner.run([plain])[0]

@@ -66,13 +66,13 @@ def test_with_batchnorm_tiles_equal_the_whole_picture(height: int, width: int) -
     torch.testing.assert_close(_tiled(generator, picture, tile=SMALLEST), whole, atol=1e-5, rtol=0)
 
 
-def test_without_enough_context_tiles_differ_from_the_whole_picture() -> None:
+def test_tiles_with_too_little_context_differ_from_the_whole_picture() -> None:
     picture, generator = _photograph(60, 770), _resnet("batch")
     tiled = _tiled(generator, picture, tile=SMALLEST, margin=0)
     assert (tiled - _whole(generator, _floats(picture))).abs().max() > 0.01
 
 
-def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_picture() -> None:
+def test_shared_instancenorm_statistics_are_clearly_closer_to_the_whole_picture() -> None:
     picture, generator = skimage.data.rocket()[:427, :639], _resnet("instance", filters=8)
     whole = _whole(generator, _floats(picture))
     shared = _tiled(generator, picture, tile=SMALLEST)
@@ -82,7 +82,7 @@ def test_with_instancenorm_shared_statistics_come_clearly_closer_to_the_whole_pi
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_tiles_on_a_gpu_come_to_those_on_the_cpu(norm: str) -> None:
+def test_tiles_on_gpu_and_cpu_agree(norm: str) -> None:
     picture, generator = _photograph(300, 701), _resnet(norm)
     expected = restore_picture(generator, picture, device="cpu", max_pixels=0, tile=SMALLEST)
     found = restore_picture(generator.to("cuda"), picture, device="cuda", max_pixels=0, tile=SMALLEST)
@@ -115,13 +115,13 @@ def test_weights_of_a_long_picture_take_no_more_memory_than_its_pieces() -> None
     assert [len(weight) for weight in weights] == [piece.stop - piece.start for piece in pieces]
 
 
-def test_a_tile_without_room_for_its_context_is_refused() -> None:
+def test_a_tile_too_small_for_its_context_is_refused() -> None:
     with pytest.raises(ValueError, match=f"300 .* {SMALLEST}"):
         next(restoring_tiled(_photograph(8, 8), False, tile=300))
 
 
 class _Recorder(nn.Module):
-    """Gives back what it gets, and remembers its size; the first pictures over `limit` pixels meet a full GPU."""
+    """Returns its input and records its size; the first pictures over `limit` pixels raise OutOfMemoryError."""
 
     def __init__(self, limit: float = float("inf")) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Recorder(nn.Module):
         self.sizes: list[tuple[int, ...]] = []
 
     def __deepcopy__(self, memo: object) -> "_Recorder":
-        return self  # what the runner's copy gets is remembered here
+        return self  # the runner's copy records here
 
     def forward(self, pictures: Tensor) -> Tensor:
         if pictures[0, 0].numel() > self.limit:
@@ -138,7 +138,7 @@ class _Recorder(nn.Module):
         return pictures
 
 
-def test_a_picture_within_the_limit_goes_through_whole_and_a_larger_one_in_tiles() -> None:
+def test_only_pictures_over_the_limit_are_restored_in_tiles() -> None:
     picture, recorder = _photograph(40, 700), _Recorder()
     np.testing.assert_array_equal(restore_picture(recorder, picture, device="cpu", max_pixels=28_000), picture)
     assert recorder.sizes == [(40, 700)]
@@ -148,7 +148,7 @@ def test_a_picture_within_the_limit_goes_through_whole_and_a_larger_one_in_tiles
     assert recorder.sizes == [(40, SMALLEST), (40, 700 - FACTOR)]
 
 
-def test_a_full_gpu_is_answered_with_tiles_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_falls_back_to_tiles_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     picture, recorder = _photograph(40, 700), _Recorder(limit=20_000)
     with caplog.at_level(logging.WARNING):
         restored = restore_picture(recorder, picture, device="cpu", tile=SMALLEST)

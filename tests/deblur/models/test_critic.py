@@ -1,4 +1,4 @@
-"""Critics against counts by hand, published numbers, and a second reading by functions."""
+"""Critics against published parameter counts and a functional reimplementation."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_dense_critic_has_the_articles_parameters_layer_by_layer():
 
 
 def _same(x, weight, bias, stride):
-    """Keras' padding 'same': ceil(n / stride) outputs, the odd pixel of padding at the far side."""
+    """Keras' padding 'same': ceil(n / stride) outputs, odd padding at the end."""
     size, kernel = x.shape[-1], weight.shape[-1]
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     before, after = total // 2, total - total // 2
@@ -114,13 +114,13 @@ def test_dense_critic_computes_the_articles_layers():
 
 
 @pytest.mark.parametrize("crop", [32, 33, 100])
-def test_dense_critic_takes_its_crop_and_refuses_another_with_the_mend(crop):
+def test_dense_critic_refuses_another_crop_size_with_the_fix(crop):
     critic = DenseCritic(filters=1, norm="instance", crop=crop)
     assert critic(_pictures(2, 3, crop, crop)).shape == (2, 1)
     with pytest.raises(InputError, match=rf"built for {crop}x{crop} pixels and got {crop}x64: set --crop"):
         critic(_pictures(2, 3, crop, 64))
 
 
-def test_dense_critic_refuses_a_crop_that_it_would_halve_to_nothing():
+def test_dense_critic_refuses_crops_that_are_too_small():
     with pytest.raises(InputError, match=r"data.crop is 31; .* 32"):
         DenseCritic(crop=31)

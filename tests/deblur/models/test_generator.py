@@ -1,4 +1,4 @@
-"""Generators against their published sizes and against a second, functional reading of the papers."""
+"""Generators against published parameter counts and a functional reimplementation of the papers."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def _pictures(*shape, seed=0):
 
 
 def _enlarge(network):
-    """First weights of 0.02 make activations so small that mistakes hide."""
+    """With initial weights of 0.02 activations are too small to show mistakes."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -129,7 +129,7 @@ def test_unet_computes_pix2pix_figure():
 @BOTH
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
-def test_any_size_comes_out_as_it_went_in(make, upsampling, height, width):
+def test_the_output_has_the_size_of_the_input(make, upsampling, height, width):
     with torch.no_grad():
         restored = make(filters=1, upsampling=upsampling)(_pictures(1, 3, height, width))
     assert restored.shape == (1, 3, height, width)
@@ -147,7 +147,7 @@ def test_any_size_comes_out_as_it_went_in(make, upsampling, height, width):
         (_unet, (9, 1), (16, 8)),
     ],
 )
-def test_only_what_does_not_fit_is_padded_and_by_the_last_row_and_column(make, size, padded):
+def test_padding_is_minimal_and_replicates_the_last_row_and_column(make, size, padded):
     network, pictures, seen = make(), _pictures(2, 3, *size), []
     _first_convolution(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
     network(pictures)
@@ -172,13 +172,13 @@ def test_clamp_and_mean_follow_their_formulas(make):
         tanh.register_forward_hook(lambda _, __, change: changes.append(change.detach().numpy()))
         restored = network(pictures).detach().numpy()
         change = changes.pop()
-        assert np.abs(change + pictures.numpy()).max() > 1  # else clamping would not show
+        assert np.abs(change + pictures.numpy()).max() > 1  # otherwise clamping would have no effect
         formula = {"clamp": np.clip(change + pictures.numpy(), -1, 1), "mean": (change + pictures.numpy()) / 2}
         np.testing.assert_allclose(restored, formula[output], atol=1e-6)
 
 
 @BOTH
-def test_a_generator_that_adds_nothing_returns_the_picture(make):
+def test_a_zero_residual_returns_the_picture(make):
     network, pictures = make(), _pictures(2, 3, 13, 22)
     for parameter in _last_convolution(network).parameters():
         nn.init.zeros_(parameter)
@@ -198,7 +198,7 @@ def test_resizing_leaves_a_flat_picture_flat_where_transposed_convolution_shows_
 
 
 @BOTH
-def test_dropout_drops_in_training_only(make):
+def test_dropout_is_active_in_training_only(make):
     deep = {"depth": 6} if make is _unet else {}
     network, pictures = _enlarge(make(dropout=0.5, **deep)), _pictures(1, 3, 64, 64)
     assert not torch.equal(network(pictures), network(pictures))
@@ -217,12 +217,12 @@ def test_dropout_sits_once_in_each_residual_block_and_in_the_three_deep_doubling
 
 
 @BOTH
-def test_instancenorm_keeps_nothing_from_picture_to_picture(make):
+def test_instancenorm_has_no_running_statistics(make):
     network = make()
     assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}
 
 
-def test_first_weights_are_deblurgans_and_come_from_torchs_global_generator_alone():
+def test_initial_weights_are_deblurgans_and_from_torchs_global_generator():
     torch.manual_seed(3)
     network = ResNetGenerator(**SMALL | {"norm": "batch", "filters": 32})
     np.random.seed(0)

@@ -1,4 +1,4 @@
-"""Layers of our own against torch's."""
+"""Custom layers against torch's."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SHAPES = st.tuples(*(st.integers(*ends) for ends in [(1, 3), (1, 3), (1, 3), (5,
 
 
 def pair(before: int, after: int, kernel: int, stride: int, padding: int) -> tuple[PenalisedConv2d, nn.Conv2d]:
-    """Ours and torch's with the same weights."""
+    """The custom convolution and torch's with the same weights."""
     torch.manual_seed(before + 7 * after)
     ours = PenalisedConv2d(before, after, kernel, stride, padding).double()
     theirs = nn.Conv2d(before, after, kernel, stride, padding).double()
@@ -59,7 +59,7 @@ def test_under_autocast_the_convolution_is_torchs_in_its_dtype() -> None:
     assert ours.weight.grad.dtype is torch.float32
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+def test_dropout_drops_its_fraction_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     layer, ones = Dropout(0.3), torch.ones(100_000)
     dropped = layer(ones)
@@ -70,7 +70,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     assert torch.equal(layer.eval()(ones), ones)
 
 
-def test_dropouts_gradient_passes_where_values_do() -> None:
+def test_dropouts_gradient_has_the_mask_of_the_output() -> None:
     torch.manual_seed(0)
     values = torch.randn(1000, dtype=torch.bfloat16).requires_grad_()
     output = Dropout(0.5)(values)
@@ -80,7 +80,7 @@ def test_dropouts_gradient_passes_where_values_do() -> None:
     assert torch.equal(values.grad[output != 0], torch.full_like(values.grad[output != 0], 2))
 
 
-def test_padding_mirrors_and_keeps_the_dtype_under_autocast() -> None:
+def test_reflection_padding_keeps_the_dtype_under_autocast() -> None:
     pictures = torch.randn(1, 2, 4, 5).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         padded = ReflectionPad2d(3)(pictures)

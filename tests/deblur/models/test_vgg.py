@@ -1,4 +1,4 @@
-"""Perceptual features against torchvision's own layers; refusals of weights that are not the ones wanted."""
+"""Perceptual features against torchvision's own layers; refusals of other weights."""
 
 import contextlib
 import hashlib
@@ -59,7 +59,7 @@ def test_activations_are_torchvisions_of_normalised_pictures(networks, tmp_path,
     expected = networks[network][:length](normalised).detach()
     found = load_features(name, "pretrained", source)(pictures)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert (found < 0).any() == (name == "vgg19-conv3_3")  # the one that is taken before its ReLU
+    assert (found < 0).any() == (name == "vgg19-conv3_3")  # the only one before its ReLU
 
 
 def test_every_picture_of_a_batch_is_normalised():
@@ -79,14 +79,14 @@ def test_weights_are_frozen_and_pictures_get_a_gradient():
     assert all(parameter.grad is None for parameter in features.parameters())
 
 
-def test_features_stay_in_evaluation():
+def test_features_stay_in_eval_mode():
     parent = nn.Sequential(load_features("vgg16-block1_conv1", "random", None))
     parent.train()
     assert parent.training
     assert not any(module.training for module in parent[0].modules())
 
 
-def test_random_weights_are_fixed_of_he_size_and_said_to_be_random(caplog):
+def test_random_weights_are_fixed_he_normal_and_logged(caplog):
     torch.manual_seed(1)
     with caplog.at_level(logging.WARNING):
         features = load_features("vgg16-block3_conv3", "random", None)
@@ -107,7 +107,7 @@ def test_loading_draws_nothing_from_torchs_global_generator(networks, tmp_path, 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_state_that_ends_with_the_trunk_is_taken_for_either_network(networks, tmp_path):
+def test_a_state_that_ends_with_the_trunk_is_accepted_for_both_networks(networks, tmp_path):
     source = _save(tmp_path / "trunk.pth", _state(networks["D"], keep=lambda index: index <= 14))
     as_vgg16 = load_features("vgg16-block3_conv3", "pretrained", source)
     as_vgg19 = load_features("vgg19-conv3_3", "pretrained", source)
@@ -144,7 +144,7 @@ def test_the_digest_changes_with_one_weight():
     ("wanted", "network", "found"),
     [("vgg19-conv3_3", "D", "vgg16"), ("vgg16-block3_conv3", "E", "vgg19"), ("vgg16-block1_conv1", "E", "vgg19")],
 )
-def test_weights_of_the_other_network_are_refused_where_they_can_be_told(networks, tmp_path, wanted, network, found):
+def test_weights_of_the_other_network_are_refused(networks, tmp_path, wanted, network, found):
     source = _save(tmp_path / "other.pth", _state(networks[network]))
     message = f"{source}: holds {found} (by its layers after conv3_3), expected {wanted.split('-')[0]}; {HINT}"
     with pytest.raises(InputError, match=re.escape(message)):
@@ -160,7 +160,7 @@ def test_a_missing_tensor_is_named_with_its_source_and_shape(networks, tmp_path)
         load_features("vgg16-block3_conv3", "pretrained", source)
 
 
-def test_a_misshapen_tensor_is_named_with_both_shapes(networks, tmp_path):
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(networks, tmp_path):
     state = _state(networks["D"]) | {"features.2.weight": torch.zeros(64, 3, 3, 3)}
     source = _save(tmp_path / "wrong.safetensors", state)
     message = f"{source}: features.2.weight has shape [64, 3, 3, 3]; expected vgg16's [64, 64, 3, 3]; {HINT}"
@@ -188,33 +188,33 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, write):
     with pytest.raises(InputError, match=re.escape(f"{source}: cannot load tensors without running code")):
         load_features("vgg16-block3_conv3", "pretrained", str(source))
     assert not trace.exists()
-    with contextlib.suppress(RuntimeError):  # torch.load then finds that pickle.dump's file is none of its own
+    with contextlib.suppress(RuntimeError):  # torch.load then refuses pickle.dump's file
         torch.load(source, weights_only=False)
-    assert trace.exists()  # the code does run where it is let
+    assert trace.exists()  # the code runs if allowed
 
 
 @pytest.mark.parametrize("name", ["bytes.pth", "bytes.safetensors"])
 @pytest.mark.parametrize("data", [b"", b"not weights at all"], ids=["empty", "text"])
-def test_damaged_files_are_refused_with_the_mend(tmp_path, name, data):
+def test_damaged_files_are_refused_with_the_fix(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=rf"{name}: .*; {re.escape(HINT)}"):
         load_features("vgg16-block3_conv3", "pretrained", str(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": {"features.0.weight": torch.zeros(1)}}])
-def test_what_is_no_state_dict_is_refused(tmp_path, content):
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(InputError, match=r"x.pth: expected a dict of names and tensors"):
         load_features("vgg16-block3_conv3", "pretrained", str(tmp_path / "x.pth"))
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path):
+def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(NotFound, match=r"none.pth: no such file"):
         load_features("vgg16-block3_conv3", "pretrained", str(tmp_path / "none.pth"))
 
 
 @pytest.mark.parametrize(("name", "file"), [("vgg16-block3_conv3", "vgg16-"), ("vgg19-conv3_3", "vgg19-")])
-def test_a_failed_download_names_what_is_missing_and_both_ways_on(monkeypatch, tmp_path, name, file):
+def test_a_failed_download_names_the_weights_and_both_flags(monkeypatch, tmp_path, name, file):
     def fail(*_, **__):
         raise OSError("no route to host")
 
@@ -225,7 +225,7 @@ def test_a_failed_download_names_what_is_missing_and_both_ways_on(monkeypatch, t
         load_features(name, "pretrained", None)
 
 
-def test_torchvisions_own_file_is_used_where_no_source_is_given(networks, monkeypatch, tmp_path):
+def test_torchvisions_cached_file_is_used_without_a_source(networks, monkeypatch, tmp_path):
     def download(url, target, hash_prefix, progress):
         assert url.endswith("vgg19-dcbb9e9d.pth")
         assert hash_prefix == "dcbb9e9d"
