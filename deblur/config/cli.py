@@ -1,8 +1,8 @@
 """Settings that training and search share, and how flags become settings."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -51,6 +51,8 @@ class SharedSettings:
     """Port of the driver's Prometheus metrics; the ranks of a node take the following ports. 0 disables metrics."""
     check: bool = False
     """Validate everything without training: access to storage from every node, data and settings."""
+    preset: Annotated[str, tyro.conf.arg(name="recipe", metavar="NAME|FILE")] = "paper"
+    """Preset (blog, paper, demo), .json file or s3:// URL of one; the flags below override its fields."""
     recipe: Annotated[Recipe, _flat] = field(default_factory=recipes.paper)
 
     def __post_init__(self) -> None:
@@ -77,16 +79,9 @@ Kind = TypeVar("Kind", bound=SharedSettings)
 
 def parse(kind: type[Kind], arguments: Sequence[str], program: str, description: str) -> Kind:
     """Settings from flags. `--recipe` selects a preset or file; the other flags override its fields."""
-    name, arguments = _take_flag(arguments, "--recipe")
-    chosen = _chosen_recipe(name or "paper")
-    return tyro.cli(
-        kind,
-        args=arguments,
-        default=kind(recipe=chosen),
-        description=f"{description}\n--recipe {'|'.join(recipes.PRESETS)}|FILE sets the defaults of the recipe's flags "
-        f"(now: {chosen.name}).",
-        prog=program,
-    )
+    name = _value_of("--recipe", arguments) or "paper"  # read first: it sets the defaults of other flags
+    default = kind(preset=name, recipe=_chosen_recipe(name))
+    return tyro.cli(kind, args=arguments, default=default, description=description, prog=program)
 
 
 def plain(settings: SharedSettings) -> dict[str, Any]:
@@ -100,12 +95,14 @@ def from_plain(kind: type[Kind], values: dict[str, Any]) -> Kind:
     return kind(**values | {"recipe": recipes.from_json(values["recipe"], "the driver")})
 
 
-def _take_flag(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of a flag, and the arguments without it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest="value")
-    known, rest = parser.parse_known_args(arguments)
-    return known.value, rest
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag, given as two arguments or as --flag=value; the last one counts."""
+    for argument, following in reversed([*pairwise([*arguments, ""])]):
+        if argument == flag:
+            return following
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
 
 
 def _chosen_recipe(name: str) -> Recipe:
