@@ -1,8 +1,8 @@
-"""Draws runs: python -m deblur.report RUN... [--out FOLDER]
+"""Write a report of runs: python -m deblur.report RUN... [--out FOLDER]
 
-Losses, validation PSNR beside the blurred pictures' own, throughput and samples: report.html, one file that needs no
-other, and report.png. Several runs are compared on one page. Reports of one run lie in it unless --out says otherwise,
-those of several in the working folder.
+Plots losses, validation PSNR against the blurred input, throughput and samples into report.html, which is
+self-contained, and report.png. Several runs are compared on one page. By default the report of one run goes into the
+run, that of several into the working directory.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.report")
         if not settings.runs:
-            raise InputError("no run was named; for instance: python -m deblur.report runs/demo")
+            raise InputError("no run given; example: python -m deblur.report runs/demo")
         print("\n".join(write_report(settings.runs, settings.out)))
 
 

@@ -1,7 +1,7 @@
-"""A real Prometheus watches a real run: every query of the dashboards and every alert, and a rank that is lost.
+"""A real Prometheus scrapes a real run: every dashboard query, every alert, and the loss of a rank.
 
-The run has two ranks on two nodes, in network namespaces where this machine permits them. What Prometheus says is
-compared with what the ranks themselves wrote down.
+The run has two ranks on two nodes, in network namespaces if this machine permits. Prometheus' values are compared with
+what the ranks recorded.
 """
 
 import json
@@ -28,7 +28,6 @@ from tests.k8s.queries import annotations, expressions
 from tests.prometheus import MONITORING, Prometheus, wait_until, watching
 
 WINDOW_S = 20
-# Without a GPU there is no memory of one.
 EMPTY_WITHOUT_GPU = "deblur_device_memory_bytes"
 
 
@@ -36,20 +35,20 @@ EMPTY_WITHOUT_GPU = "deblur_device_memory_bytes"
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("monitoring")
     with two_nodes(DRAIN_S) as cluster:
-        # Longer than the tests take; the cluster ends it.
+        # Longer than the tests take; stopped with the cluster.
         yield Bench(cluster, write_dataset(open_store(folder / "data"), train=43), folder, updates=100_000)
 
 
 @pytest.fixture(scope="module")
 def prometheus(bench: Bench) -> Iterator[Prometheus]:
-    """Started before the run has begun."""
+    """Started before the run."""
     with watching(join(bench.folder, "seen")) as prometheus:
         yield prometheus
 
 
 @pytest.fixture(scope="module")
 def job(bench: Bench, prometheus: Prometheus) -> str:
-    """The run, as soon as there is something of everything to be seen."""
+    """The run, once every metric has data."""
     job = bench.submit("seen", "--validate-images", "800", "--checkpoint-s", "8")
     bench.wait_for_update("seen", job, 20)
     wait_until(lambda: prometheus.value("deblur_checkpoints_total") and prometheus.ask("deblur_validation_ssim"))
@@ -57,7 +56,7 @@ def job(bench: Bench, prometheus: Prometheus) -> str:
     return job
 
 
-# deblur-service shows no run; tests/test_service_monitoring.py asks its queries.
+# tests/test_service_monitoring.py covers deblur-service.
 @pytest.mark.parametrize("name", ["deblur-training", "deblur-search"])
 def test_every_panel_has_data(prometheus: Prometheus, job: str, name: str) -> None:
     dashboard = json.loads((MONITORING / f"{name}.json").read_text())
@@ -68,7 +67,7 @@ def test_every_panel_has_data(prometheus: Prometheus, job: str, name: str) -> No
     assert empty == without_gpu
 
 
-def test_every_alert_is_understood_and_none_fires_on_a_healthy_run(prometheus: Prometheus, job: str) -> None:
+def test_every_alert_is_valid_and_none_fires_on_a_healthy_run(prometheus: Prometheus, job: str) -> None:
     rules = [rule for group in rule_groups() for rule in group["rules"]]
     for rule in rules:
         prometheus.ask(rule["expr"])
@@ -76,7 +75,7 @@ def test_every_alert_is_understood_and_none_fires_on_a_healthy_run(prometheus: P
     states = {rule["name"]: (rule["health"], rule["state"]) for group in loaded for rule in group["rules"]}
     assert states.keys() == {rule["alert"] for rule in rules}
     assert {name for name, (health, _) in states.items() if health != "ok"} == set()
-    # "pending" would become "firing" after a while; the pace of this run is made of waits for data.
+    # "pending" would become "firing"; this run is throttled by waiting for data.
     assert {name for name, (_, state) in states.items() if state != "inactive"} <= {"DeblurDataStarved"}
 
 
@@ -84,7 +83,7 @@ def rule_groups() -> list[dict[str, Any]]:
     return yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]["groups"]
 
 
-def test_every_metric_is_there_and_named_as_prometheus_wants_it(prometheus: Prometheus, bench: Bench, job: str) -> None:
+def test_every_metric_is_exported_and_passes_promtool_lint(prometheus: Prometheus, bench: Bench, job: str) -> None:
     found = {series["metric"]["__name__"] for series in prometheus.ask('{__name__=~"deblur_.*"}')}
     assert found == {metric.name for metric in TABLE} - {EMPTY_WITHOUT_GPU}
     for address in addresses(bench):
@@ -104,27 +103,27 @@ def test_the_driver_and_both_ranks_are_scraped(prometheus: Prometheus, bench: Be
     assert ranks == {"driver", "0", "1"}
 
 
-def test_images_per_second_are_those_that_the_ranks_consumed(prometheus: Prometheus, bench: Bench, job: str) -> None:
+def test_images_per_second_match_the_ranks_records(prometheus: Prometheus, bench: Bench, job: str) -> None:
     at = time.time()
-    told = prometheus.value(f"sum(rate(deblur_images_total[{WINDOW_S}s]))", at)
+    measured = prometheus.value(f"sum(rate(deblur_images_total[{WINDOW_S}s]))", at)
     lines = read_record(bench.record("seen"))[-1].lines
     consumed = sum(len(line["positions"]) for line in lines if at - WINDOW_S < line["time"] <= at)
-    assert told == pytest.approx(consumed / WINDOW_S, rel=0.1)
+    assert measured == pytest.approx(consumed / WINDOW_S, rel=0.1)
 
 
-def test_the_time_of_a_rank_is_shared_out_whole(prometheus: Prometheus, job: str) -> None:
+def test_parts_add_up_to_a_rank_s_time(prometheus: Prometheus, job: str) -> None:
     shares = prometheus.ask(f"sum by (rank) (rate(deblur_update_seconds_total[{WINDOW_S}s]))")
     assert len(shares) == 2
-    # The rest is what no part claims: counting, and handing over to the device.
+    # The rest belongs to no part: counting, and transfers to the device.
     assert all(0.85 < float(share["value"][1]) < 1.1 for share in shares), shares
 
 
-def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
+def test_lost_rank_increments_restarts_and_updates_lost_without_negative_rates(
     prometheus: Prometheus, bench: Bench, job: str
 ) -> None:
     run, before = bench.run("seen"), time.time()
     assert prometheus.value("max(deblur_restarts_total)") == prometheus.value("max(deblur_updates_lost_total)") == 0
-    # So late after a checkpoint that something is lost.
+    # Long enough after a checkpoint that updates are lost.
     wait_until(lambda: json.loads(run.store.get("history.json"))["images_seen"] > run.images_seen() + 40)
     (start,) = read_record(bench.record("seen"))
     os.kill(start.pids[1], signal.SIGKILL)
@@ -132,20 +131,22 @@ def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
     wait_until(lambda: len(read_record(bench.record("seen"))) == 2)
     first, second = read_record(bench.record("seen"))
     lost = (first.end - second.begin) // bench.plan.batch_size + 1
-    told = prometheus.value("max(deblur_updates_lost_total)")
-    assert told is not None
-    # The ranks meet every three seconds, of about 20 updates each; what came after the last meeting is not known.
-    assert lost - 120 < told <= lost
-    assert told > 0
+    reported = prometheus.value("max(deblur_updates_lost_total)")
+    assert reported is not None
+    # Ranks sync every three seconds, at most 120 updates; updates after the last sync are unknown.
+    assert lost - 120 < reported <= lost
+    assert reported > 0
 
     wait_until(lambda: prometheus.value("sum(rate(deblur_images_total[10s]))"))
     marks = dict(annotations(json.loads((MONITORING / "deblur-training.json").read_text()), rate_interval="90s"))
-    wait_until(lambda: prometheus.ask(marks["Restarts"]), 30)  # it looks every 15 s
+    wait_until(lambda: prometheus.ask(marks["Restarts"]), 30)  # evaluated every 15 s
     assert prometheus.ask(marks["Checkpoints"])
     span = f"{time.time() - before + 10:.0f}s"
     for metric in ("restarts", "updates_lost", "preemption_notices"):
-        assert prometheus.value(f"resets(max(deblur_{metric}_total)[{span}:1s])") == 0, f"{metric} of a whole life"
-    # A new process counts from 0, which rate() knows: it neither falls below 0 nor leaps.
+        assert prometheus.value(f"resets(max(deblur_{metric}_total)[{span}:1s])") == 0, (
+            f"{metric} counts over the run's lifetime"
+        )
+    # A new process counts from 0, which rate() handles: it neither goes negative nor spikes.
     usual = prometheus.value(f"sum(rate(deblur_images_total[{WINDOW_S}s]))", before)
     rates = [
         float(series["value"][1])
@@ -157,4 +158,4 @@ def test_a_lost_rank_moves_restarts_and_updates_lost_and_no_rate_is_negative(
     assert all(0 <= rate < 2 * usual for rate in rates), (usual, rates)
     assert prometheus.value("max(deblur_ranks_present)") == 2
     up = prometheus.value(f"changes(max(deblur_restarts_total)[{span}:1s])")
-    assert up == 1, "one restart is one step, whichever process tells of it"
+    assert up == 1, "one restart is one step, whichever process reports it"

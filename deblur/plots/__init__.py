@@ -1,4 +1,4 @@
-"""Curves and pages of runs.
+"""Plots and HTML reports of runs.
 
 May import deblur.training, deblur.data, deblur.config and cluster.
 """

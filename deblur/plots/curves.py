@@ -1,4 +1,4 @@
-"""Draws what runs wrote of themselves: curves over images seen, and pictures with an enlarged detail."""
+"""Plot runs' metrics over images seen, and sample images with an enlarged detail."""
 
 import io
 import itertools
@@ -17,15 +17,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-Metrics = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl; keys may be missing, numbers that were not finite null
-Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all of one size, the sharp picture last
+Metrics = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl; keys may be missing, non-finite values are None
+Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all the same size, the sharp image last
 
-# Okabe and Ito's colours, told apart with any colour vision; line styles tell them apart in grey.
+# Okabe and Ito's colour-blind-safe palette; line styles distinguish curves in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _STYLES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 _WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 6.4, 100
-_FEW = 20  # points of a curve that are drawn as such
-_MANY = 1000  # points beyond which a curve is drawn by means
+_FEW = 20  # up to so many points get markers
+_MANY = 1000  # maximum points of a curve; longer ones are averaged
 _DETAIL_SHARE = 0.25  # side of the detail as a share of the shorter side
 
 
@@ -41,7 +41,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("what the generator lowers", "loss, unweighted", {"content": "content", "pixel": "pixel"}, logarithmic=True),
+    Panel("generator losses", "loss, unweighted", {"content": "content", "pixel": "pixel"}, logarithmic=True),
     Panel(
         "critic and generator",
         "score, unweighted",
@@ -50,14 +50,14 @@ PANELS = (
     Panel(
         "validation",
         "PSNR in dB",
-        {"validation_psnr": "restored", "validation_blurred_psnr": "blurred, as it came"},
+        {"validation_psnr": "restored", "validation_blurred_psnr": "blurred input"},
     ),
     Panel("throughput", "images per second", {"images_per_second": "all ranks"}, from_zero=True),
 )
 
 
 def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: str) -> bytes:
-    """One PNG: all panels with the curves of each run, and the pictures of each with the same detail enlarged.
+    """A PNG of all panels with the curves of each run, then each run's samples with one detail enlarged.
 
     A strip may be empty.
     """
@@ -78,7 +78,7 @@ def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: 
 
 
 def panel_svg(panel: Panel, runs: Mapping[str, Metrics]) -> str:
-    """One panel as an SVG element, its words as text."""
+    """One panel as an SVG element, with selectable text."""
     with svg_settings(panel.title):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         draw_panel(figure.subplots(), panel, runs)
@@ -86,7 +86,7 @@ def panel_svg(panel: Panel, runs: Mapping[str, Metrics]) -> str:
 
 
 def svg_settings(title: str) -> AbstractContextManager[None]:
-    """Under these a figure is drawn the same each time, its words as text."""
+    """Settings for reproducible SVG with selectable text."""
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title})
 
 
@@ -99,7 +99,7 @@ def figure_svg(figure: Figure) -> str:
 
 
 def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
-    """Curves of one run differ in colour and style; of several, runs differ in colour and curves in style."""
+    """Draws a panel. Curves of one run differ in colour and style; with several runs, colour means run, style curve."""
     for (nth_run, (name, metrics)), (nth, (key, label)) in itertools.product(
         enumerate(runs.items()), enumerate(panel.curves.items())
     ):
@@ -115,48 +115,50 @@ def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     if not axes.lines:
-        axes.text(0.5, 0.5, "nothing reported yet", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center")
     elif len(runs) == 1:
         axes.legend()
     else:
-        axes.legend(handles=_keys(list(runs), list(panel.curves.values())), fontsize="small")
+        axes.legend(handles=_legend_handles(list(runs), list(panel.curves.values())), fontsize="small")
 
 
 def plain(name: str) -> str:
-    """A name that matplotlib does not take for a formula."""
+    """Escapes a name so that matplotlib does not parse it as math."""
     return name.replace("$", r"\$")
 
 
-def _keys(names: list[str], labels: list[str]) -> list[Line2D]:
-    """One line of the legend per run and, where a panel has several curves, one per curve."""
-    keys = [Line2D([], [], color=COLOURS[nth % len(COLOURS)], label=plain(name)) for nth, name in enumerate(names)]
+def _legend_handles(names: list[str], labels: list[str]) -> list[Line2D]:
+    """One legend entry per run and, if a panel has several curves, one per curve."""
+    handles = [Line2D([], [], color=COLOURS[nth % len(COLOURS)], label=plain(name)) for nth, name in enumerate(names)]
     if len(labels) > 1:
-        keys += [Line2D([], [], color="black", linestyle=_STYLES[nth], label=label) for nth, label in enumerate(labels)]
-    return keys
+        handles += [
+            Line2D([], [], color="black", linestyle=_STYLES[nth], label=label) for nth, label in enumerate(labels)
+        ]
+    return handles
 
 
 def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, style: str) -> None:
-    """One curve of the lines that have the key."""
+    """Draws one curve from the lines that have the key."""
     points = [(line["images_seen"], line[key]) for line in metrics if line.get(key) is not None]
     if points:
         x, y = thinned(np.array(points, dtype=float)).T
-        marker = "o" if len(points) <= _FEW else ""  # a line of one point would not be seen
+        marker = "o" if len(points) <= _FEW else ""  # a single point is invisible without a marker
         axes.plot(x, y, label=label, color=colour, linestyle=style, marker=marker, markersize=4)
 
 
 def thinned(points: np.ndarray) -> np.ndarray:
-    """Points [N, 2] as at most `_MANY`: beyond that means of stretches of equal length between the first and the last.
+    """Points [N, 2] reduced to at most `_MANY`: between the first and the last, averages of chunks of equal length.
 
-    A page stays small however long the run is; at that density single reports could not be told apart.
+    Keeps the page small for long runs; at that density single reports are indistinguishable.
     """
     if len(points) <= _MANY:
         return points
-    stretches = np.array_split(points[1:-1], _MANY - 2)
-    return np.vstack([points[0], *(stretch.mean(axis=0) for stretch in stretches), points[-1]])
+    chunks = np.array_split(points[1:-1], _MANY - 2)
+    return np.vstack([points[0], *(chunk.mean(axis=0) for chunk in chunks), points[-1]])
 
 
 def _heights(strip: Strip) -> list[float]:
-    """Inches of the pictures and of the details below them."""
+    """Heights in inches of the images and of the details below them."""
     height, width = strip[0][1].shape[:2]
     column_inches = _WIDTH_INCHES / len(strip)
     return [column_inches * height / width, column_inches]
@@ -167,7 +169,7 @@ def _strip_inches(strip: Strip) -> float:
 
 
 def _draw_strip(axes: np.ndarray, strip: Strip) -> None:
-    """Pictures above, details below."""
+    """Draws images above, details below."""
     top, left, side = detail_of(strip[-1][1])
     for (label, picture), whole, detail in zip(strip, *axes, strict=True):
         whole.imshow(picture)
@@ -181,7 +183,7 @@ def _draw_strip(axes: np.ndarray, strip: Strip) -> None:
 
 
 def detail_of(sharp: np.ndarray) -> tuple[int, int, int]:
-    """Top, left and side of the square with most contrast in a picture [H, W, 3]: where blur shows."""
+    """Top, left and side in pixels of the square with most contrast in an image [H, W, 3], where blur shows."""
     height, width = sharp.shape[:2]
     side = max(1, round(min(height, width) * _DETAIL_SHARE))
     grey = sharp.astype(np.float32).mean(axis=2)

@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards of panels.py beside this file: `python k8s/monitoring/dashboards.py`."""
+"""Generate the Grafana dashboards from panels.py: `make manifests`"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -28,12 +28,12 @@ from panels import (
 
 FOLDER = Path(__file__).parent
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-INTERVAL = "15s"  # no finer than the scrapes of podmonitor.yaml; Grafana makes $__rate_interval of it
+INTERVAL = "15s"  # the scrape interval of podmonitor.yaml, from which Grafana derives $__rate_interval
 
 
 def training() -> dict[str, Any]:
-    """One run, or a few, in all detail."""
-    board = _dashboard("Deblur training", "deblur-training", "A training run of deblur: is it well, and does it learn?")
+    """One run, or a few, in detail."""
+    board = _dashboard("Deblur training", "deblur-training", "Health and learning progress of a training run.")
     board.with_variable(_variable("run", "label_values(deblur_images_seen, run)", "Run").multi(True))
     board.with_variable(
         _with_all(_variable("rank", 'label_values(deblur_images_total{run=~"$run"}, rank)', "Rank"), ".*")
@@ -51,33 +51,32 @@ def training() -> dict[str, Any]:
 
 
 def search() -> dict[str, Any]:
-    """The trials of a search for hyper-parameters side by side; each is a run."""
+    """The trials of a hyper-parameter search side by side; each is a run."""
     board = _dashboard("Deblur search", "deblur-search", "Trials of a hyper-parameter search side by side.")
-    pattern = dashboard.TextBoxVariable("search").label("Names match").default_value("")
-    board.with_variable(pattern.description("A regular expression; only runs whose names have it are offered below."))
+    pattern = dashboard.TextBoxVariable("search").label("Run name matches").default_value("")
+    board.with_variable(pattern.description("A regular expression; only runs whose names match are listed in Trials."))
     names = 'label_values(deblur_images_seen{run=~".*$search.*"}, run)'
-    # All means those that are offered, hence no value for it.
+    # No all_value: All means the listed runs.
     board.with_variable(_with_all(_variable("run", names, "Trials")))
     return _json(board, {"Trials": TRIALS}, [])
 
 
 def service() -> dict[str, Any]:
-    """The service that restores pictures, by namespace: what the replicas count, and what Ray Serve does."""
-    board = _dashboard("Deblur service", "deblur-service", "The service of deblur: does it answer, and how fast?")
+    """The restoring service by namespace: metrics of the replicas and of Ray Serve."""
+    board = _dashboard("Deblur service", "deblur-service", "Availability and latency of the restoring service.")
     names = "label_values(deblur_service_running, namespace)"
-    # Without Kubernetes there is no such label, and All has to match that, too.
+    # Without Kubernetes the label is missing; All must match that, too.
     board.with_variable(_with_all(_variable("namespace", names, "Namespace"), ".*"))
     return _json(board, {"Service": SERVICE}, [])
 
 
 def main() -> None:
-    """Writes one file per dashboard."""
     for name, content in files().items():
         (FOLDER / name).write_text(content)
 
 
 def files() -> dict[str, str]:
-    """The names and contents of the files."""
+    """The text of each dashboard by file name."""
     boards = (training(), search(), service())
     return {f"{board['uid']}.json": json.dumps(board, indent=2, sort_keys=True) + "\n" for board in boards}
 
@@ -92,7 +91,7 @@ def _dashboard(title: str, uid: str, description: str) -> dashboard.Dashboard:
 
 def _variable(name: str, query: str, label: str) -> dashboard.QueryVariable:
     variable = dashboard.QueryVariable(name).label(label).query(query).datasource(DATASOURCE)
-    # Of the time range, so that runs that ended within it are offered, too.
+    # On change of the time range, so that runs that ended within it are listed, too.
     return variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.NATURAL_ASC)
 
 
@@ -117,7 +116,7 @@ def _json(
 
 
 def _panel(panel: Panel) -> Any:
-    """A builder of the SDK."""
+    """The SDK's builder for a panel."""
     built = _KINDS[panel.kind](panel).title(panel.title).description(panel.description).unit(panel.unit)
     built.datasource(DATASOURCE).height(panel.height).span(panel.width).interval(INTERVAL)
     built.thresholds(_thresholds(panel.thresholds))
@@ -157,11 +156,11 @@ def _timeseries(panel: Panel) -> timeseries.Panel:
 def _stat(panel: Panel) -> stat.Panel:
     built = stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     built.color_mode(common_models.BigValueColorMode.VALUE).graph_mode(common_models.BigValueGraphMode.NONE)
-    return built.no_value("nothing trains" if panel.kind == "now" else "none yet")
+    return built.no_value("nothing trains" if panel.kind == "now" else "no data yet")
 
 
 def _table(panel: Panel) -> table.Panel:
-    """One line per run, one column per query."""
+    """One row per run, one column per query."""
     first = next(iter(panel.columns))
     built = table.Panel().sort_by([common.TableSortByFieldState().display_name(first).desc(True)])
     link = {"title": "Open ${__value.raw}", "url": "/d/deblur-training?${__url_time_range}&var-run=${__value.raw}"}

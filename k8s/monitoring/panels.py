@@ -1,8 +1,7 @@
-"""What the dashboards show: the panels and their queries. dashboards.py makes Grafana's JSON of it.
+"""The dashboards' panels and their queries, from which dashboards.py generates Grafana's JSON.
 
-A query's legend is its key, in tables and XY charts the name of its column. Stat panels read the last value of the time
-range, so that a finished run still shows what it reached; panels of kind "now" ask for this moment and are empty where
-nothing trains.
+A query's key is its legend, or its column name in tables and XY charts. Stat panels show the last value in the time
+range, so a finished run still shows its result; panels of kind "now" are instant queries, empty while nothing trains.
 """
 
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One panel. `unit` is an id of Grafana's; `columns` gives those of a table."""
+    """One panel. `unit` is a Grafana unit id; `columns` maps a table's columns to theirs."""
 
     title: str
     description: str
@@ -25,15 +24,15 @@ class Panel:
     log: bool = False
     stacked: bool = False
     thresholds: tuple[str | float, ...] = ("text",)
-    """A colour, the value from which there is another, that colour, ... Without any, Grafana turns red at 80."""
+    """Colour, value, colour, ...: each value starts the next colour. Grafana's own default turns red at 80."""
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
 OVERVIEW = (
     Panel(
         title="Ranks",
-        description="Ranks that train, of those that --nodes asks for. Good: equal. Fewer present: a node is missing, "
-        "and the run goes on with fewer where --min-nodes permits. 0: the driver waits for nodes or starts the ranks.",
+        description="Ranks that are training, and the world size that --nodes requests. Good: equal. Fewer present: "
+        "a node is missing, and the run continues if --min-nodes allows it. 0: the driver waits for nodes.",
         unit="none",
         kind="now",
         width=4,
@@ -46,8 +45,8 @@ OVERVIEW = (
     ),
     Panel(
         title="Images/s",
-        description="Images that all ranks together train on per second. Good: steady, and near ranks times what one "
-        "rank reaches alone. 0 while a validation runs.",
+        description="Training throughput of all ranks. Good: steady, and close to the number of ranks times the "
+        "throughput of one rank alone. 0 during a validation.",
         unit="short",
         kind="now",
         width=3,
@@ -57,8 +56,8 @@ OVERVIEW = (
     ),
     Panel(
         title="Progress",
-        description="Images seen, of those that the whole run wants. Good: it grows; after a restart it falls by at "
-        "most the work since the last checkpoint.",
+        description="Images seen as a share of the run's total. Good: rising; a restart sets it back by at most the "
+        "work since the last checkpoint.",
         unit="percentunit",
         kind="stat",
         width=3,
@@ -71,8 +70,8 @@ OVERVIEW = (
     ),
     Panel(
         title="Time left",
-        description="Images that are left, at the rate of this moment; validations to come are not counted. Good: it "
-        "falls as the clock goes on. Empty while nothing trains.",
+        description="Estimated from the remaining images and the current throughput; future validations are not "
+        "counted. Good: falls in real time. Empty while nothing trains.",
         unit="s",
         kind="now",
         width=3,
@@ -85,7 +84,7 @@ OVERVIEW = (
     ),
     Panel(
         title="Epoch",
-        description="Whole epochs seen: how often every sample of the dataset was used. Good: it grows.",
+        description="Completed epochs: how often each sample of the dataset was used. Good: rising.",
         unit="none",
         kind="stat",
         width=2,
@@ -94,8 +93,8 @@ OVERVIEW = (
     ),
     Panel(
         title="PSNR gain",
-        description="PSNR of the restored validation pictures less that of the blurred ones as they came. Good: above "
-        "0 and growing. Below 0 the network makes pictures worse.",
+        description="PSNR of the restored validation images minus PSNR of the blurred inputs. Good: above 0 and "
+        "rising. Below 0 the network makes images worse.",
         unit="dB",
         kind="stat",
         width=3,
@@ -109,8 +108,8 @@ OVERVIEW = (
     ),
     Panel(
         title="Checkpoint age",
-        description="Time since the newest checkpoint was committed: the work that a fault now would cost. Good: below "
-        "--checkpoint-s (a minute) and one upload. It grows during a validation.",
+        description="Time since the newest checkpoint was committed: the work that a failure now would lose. Good: "
+        "at most --checkpoint-s (a minute) plus one upload. Rises during a validation.",
         unit="s",
         kind="now",
         width=3,
@@ -120,8 +119,8 @@ OVERVIEW = (
     ),
     Panel(
         title="Restarts",
-        description="Starts of the run after its first, over its whole life. Good: 0, or as many as nodes were taken. "
-        "When they come one after another, see the row Faults.",
+        description="Restarts over the run's lifetime. Good: 0, or one per preempted node. "
+        "If they follow each other closely, see the row Faults.",
         unit="none",
         kind="stat",
         width=3,
@@ -134,16 +133,16 @@ OVERVIEW = (
 THROUGHPUT = (
     Panel(
         title="Images per second, all ranks",
-        description="What the whole run trains on. Good: a level line; it drops during validations and ends in a gap "
-        "at a restart. With twice the ranks it should nearly double.",
+        description="Training throughput of the run. Good: flat, with drops during validations and a gap at each "
+        "restart. Twice the ranks should nearly double it.",
         unit="short",
         minimum=0,
         queries={"{{run}}": 'sum by (run) (rate(deblur_images_total{run=~"$run"}[$__rate_interval]))'},
     ),
     Panel(
         title="Images per second, by rank",
-        description="What each rank trains on. Good: all lines on one another, as every update waits for all ranks. A "
-        "line that ends is a rank that died, or whose metrics nobody reaches.",
+        description="Training throughput of each rank. Good: all lines coincide, as every update waits for all ranks. "
+        "A line that ends is a rank that died or whose metrics cannot be scraped.",
         unit="short",
         minimum=0,
         queries={
@@ -153,8 +152,8 @@ THROUGHPUT = (
     ),
     Panel(
         title="Images seen",
-        description="How far the run is, and where it ends. Good: a straight line up to the wanted one. A step back is "
-        "work that was lost at a restart.",
+        description="Progress and target of the run. Good: a straight line up to the target. A step down is work lost "
+        "at a restart.",
         unit="short",
         minimum=0,
         queries={
@@ -164,8 +163,8 @@ THROUGHPUT = (
     ),
     Panel(
         title="Share of time by part",
-        description="Where the time of the ranks goes; every run stacks to 100 %. Good: nearly all of it in critic and "
-        "generator. Much data: storage or decoding is too slow (--threads, --cache-dir).",
+        description="Where the ranks spend their time; each run stacks to 100 %. Good: nearly all in critic and "
+        "generator. A large share of data: storage or decoding is too slow (--threads, --cache-dir).",
         unit="percentunit",
         minimum=0,
         stacked=True,
@@ -176,8 +175,8 @@ THROUGHPUT = (
     ),
     Panel(
         title="Seconds per update, by part",
-        description="What one update of both networks takes on the mean rank, validations and meetings shared out "
-        "among updates. Good: level. Critic and generator grow where ranks wait for one another or for the network.",
+        description="Duration of one update of both networks, averaged over ranks; validation and sync time is spread "
+        "over updates. Good: flat. Critic and generator rise when ranks wait for each other or for the network.",
         unit="s",
         minimum=0,
         stacked=True,
@@ -188,8 +187,8 @@ THROUGHPUT = (
     ),
     Panel(
         title="Wait for data, by rank",
-        description="Share of its time for which a rank waits for its next batch. Good: near 0 and alike. One rank "
-        "above the others makes all of them wait: look at its node.",
+        description="Share of time each rank waits for its next batch. Good: near 0 and equal. One rank "
+        "above the others stalls all of them: look at its node.",
         unit="percentunit",
         minimum=0,
         queries={
@@ -202,8 +201,8 @@ THROUGHPUT = (
 LOSS = (
     Panel(
         title="Content and pixel loss",
-        description="How far restored pictures are from sharp ones: in features of VGG (content) and in pixels. "
-        "Unweighted; only those that the recipe uses. Good: falling, fast at first, then slowly.",
+        description="Distance between restored and sharp images: in VGG features (content) and in pixels. "
+        "Unweighted; only the terms that the recipe uses. Good: falling, fast at first, then slowly.",
         unit="short",
         log=True,
         queries={"{{run}} {{term}}": 'max by (run, term) (deblur_loss{run=~"$run", term=~"content|pixel"})'},
@@ -211,8 +210,8 @@ LOSS = (
     Panel(
         title="Adversarial terms",
         description="The critic's estimate of the distance between restored and sharp (wasserstein), the generator's "
-        "part of it (adversarial), and the gradient penalty. Good: wasserstein positive and slowly falling, a small "
-        "penalty. A penalty that explodes means that the critic diverges.",
+        "loss (adversarial), and the gradient penalty. Good: wasserstein positive and slowly falling, a small "
+        "penalty. An exploding penalty means that the critic diverges.",
         unit="short",
         queries={
             "{{run}} {{term}}": 'max by (run, term) (deblur_loss{run=~"$run", term=~"wasserstein|adversarial|penalty"})'
@@ -220,7 +219,7 @@ LOSS = (
     ),
     Panel(
         title="Critic score",
-        description="The critic's mean score of sharp and of restored pictures, and the gap between them. Good: sharp "
+        description="The critic's mean scores of sharp and restored images, and their gap. Good: sharp "
         "above restored, a gap that stays finite and closes. A gap at 0 from the start: the critic learns nothing.",
         unit="short",
         queries={
@@ -231,8 +230,8 @@ LOSS = (
     ),
     Panel(
         title="Gradient norms",
-        description="Norm of the whole gradient of each network. Good: of one order of magnitude after the first "
-        "hundreds of updates. Growth by orders comes before updates that are not finite.",
+        description="Global gradient norm of each network. Good: within one order of magnitude after the first few "
+        "hundred updates. Growth by orders of magnitude precedes non-finite updates.",
         unit="short",
         width=12,
         log=True,
@@ -240,8 +239,8 @@ LOSS = (
     ),
     Panel(
         title="Learning rates",
-        description="What the schedule of the recipe gives each network. Good: level in the first half of a run, then "
-        "falling to 0, and without a jump at a restart.",
+        description="Learning rate of each network under the recipe's schedule. Good: constant in the first half of a "
+        "run, then falling to 0, with no jump at a restart.",
         unit="sci",
         width=12,
         minimum=0,
@@ -251,18 +250,18 @@ LOSS = (
 
 QUALITY = (
     Panel(
-        title="PSNR of the validation split",
-        description="Restored pictures, and the blurred ones as they came. Good: restored above blurred and rising; it "
-        "moves at validations only. Falling for several of them: the network overfits or diverges.",
+        title="Validation PSNR",
+        description="PSNR of the restored images and of the blurred inputs. Good: restored above blurred and rising; "
+        "changes at validations only. Falling over several validations: the network overfits or diverges.",
         unit="dB",
         width=12,
         decimals=2,
         queries={"{{run}} {{picture}}": 'max by (run, picture) (deblur_validation_psnr_decibels{run=~"$run"})'},
     ),
     Panel(
-        title="SSIM of the validation split",
-        description="Likewise the similarity of structure, from 0 to 1. Good: restored above blurred and rising. PSNR "
-        "that rises while SSIM falls is smooth, not sharp.",
+        title="Validation SSIM",
+        description="Structural similarity, from 0 to 1. Good: restored above blurred and rising. Rising PSNR with "
+        "falling SSIM means smooth rather than sharp images.",
         unit="none",
         width=12,
         decimals=4,
@@ -273,8 +272,8 @@ QUALITY = (
 DATA = (
     Panel(
         title="Read from storage",
-        description="Bytes of the dataset that all ranks fetch per second. Good: as steady as images per second; near "
-        "0 after the first epoch where --cache-dir holds the shards.",
+        description="Dataset bytes that all ranks read per second. Good: as steady as images per second; near 0 after "
+        "the first epoch if --cache-dir holds the shards.",
         unit="Bps",
         width=6,
         minimum=0,
@@ -282,8 +281,8 @@ DATA = (
     ),
     Panel(
         title="Retried requests",
-        description="Requests for the dataset that had to be made again, per second. Good: 0, or a few now and then. "
-        "Many on all ranks: the storage throttles or is gone; on one: its node's network.",
+        description="Retried dataset requests per second. Good: 0, or a few now and then. "
+        "Many on all ranks: the store throttles or is down; on one rank: its node's network.",
         unit="cps",
         width=6,
         minimum=0,
@@ -294,8 +293,8 @@ DATA = (
     ),
     Panel(
         title="Resumed reads",
-        description="Reads of the dataset that were cut and went on from the byte they had reached, per second. Good: "
-        "near 0. Nothing is lost by them but time.",
+        description="Dataset reads per second that lost their connection and resumed at the byte they had reached. "
+        "Good: near 0. They cost only time.",
         unit="cps",
         width=6,
         minimum=0,
@@ -306,8 +305,8 @@ DATA = (
     ),
     Panel(
         title="Bad samples",
-        description="Samples that did not decode and were replaced by the one before, since the ranks started. Good: "
-        "0. Each is named in the log; beyond --max-bad-share the run ends.",
+        description="Samples that failed to decode and were replaced by the previous one, since the ranks started. "
+        "Good: 0. The log names each; beyond --max-bad-share the run fails.",
         unit="none",
         width=6,
         minimum=0,
@@ -318,8 +317,8 @@ DATA = (
 CHECKPOINTS = (
     Panel(
         title="Age of the newest checkpoint",
-        description="The work that a fault would cost at any moment. Good: a saw of --checkpoint-s. A saw that misses "
-        "teeth: uploads take too long or fail.",
+        description="The work that a failure at that moment would lose. Good: a sawtooth with the period "
+        "--checkpoint-s. Missing teeth: uploads take too long or fail.",
         unit="s",
         width=5,
         minimum=0,
@@ -327,7 +326,7 @@ CHECKPOINTS = (
     ),
     Panel(
         title="Upload",
-        description="How long the last upload took, beside training. Good: seconds, and far below --checkpoint-s.",
+        description="Duration of the last upload, in the background. Good: seconds, and far below --checkpoint-s.",
         unit="s",
         width=5,
         minimum=0,
@@ -335,7 +334,7 @@ CHECKPOINTS = (
     ),
     Panel(
         title="Size",
-        description="Bytes of the newest checkpoint: networks and optimisers. Good: it never changes within a run.",
+        description="Size of the newest checkpoint: networks and optimizers. Good: constant within a run.",
         unit="bytes",
         width=4,
         minimum=0,
@@ -343,8 +342,8 @@ CHECKPOINTS = (
     ),
     Panel(
         title="Committed",
-        description="Checkpoints that were committed since the ranks started. Good: it climbs by one per "
-        "--checkpoint-s, and begins at 0 again after a restart.",
+        description="Checkpoints committed since the ranks started. Good: rises by one per --checkpoint-s and resets "
+        "to 0 at a restart.",
         unit="none",
         width=5,
         minimum=0,
@@ -352,8 +351,8 @@ CHECKPOINTS = (
     ),
     Panel(
         title="Failures",
-        description="Uploads that were given up, and checkpoints that were found damaged, since the ranks started. "
-        "Good: 0. The log names each; the checkpoint before it is used.",
+        description="Failed uploads, and checkpoints found corrupt, since the ranks started. "
+        "Good: 0. The log names each; a corrupt checkpoint is replaced by the previous one.",
         unit="none",
         width=5,
         minimum=0,
@@ -363,9 +362,9 @@ CHECKPOINTS = (
 
 FAULTS = (
     Panel(
-        title="Restarts and notices",
-        description="Starts after the first, and notices that a node is going to be taken, over the run's whole life. "
-        "Good: level. A restart without a notice is a crash, a lost node or a cut network.",
+        title="Restarts and preemption notices",
+        description="Restarts, and node preemption notices, over the run's lifetime. "
+        "Good: flat. A restart without a notice is a crash, a lost node or a network failure.",
         unit="none",
         minimum=0,
         queries={
@@ -375,24 +374,24 @@ FAULTS = (
     ),
     Panel(
         title="Updates lost",
-        description="Updates that had to be made again, over the run's whole life. Good: level; at each restart it "
-        "climbs by the updates since the last checkpoint, after a notice by none.",
+        description="Updates that had to be repeated, over the run's lifetime. Good: flat; each restart adds the "
+        "updates since the last checkpoint, and none after a preemption notice.",
         unit="none",
         minimum=0,
         queries={"{{run}}": 'max by (run) (deblur_updates_lost_total{run=~"$run"})'},
     ),
     Panel(
-        title="Updates that were not finite",
-        description="Updates that all ranks skipped because gradients were not finite, since the ranks started. Good: "
-        "0. Five in a row end the run.",
+        title="Non-finite updates",
+        description="Updates that all ranks skipped because a gradient was not finite, since the ranks started. Good: "
+        "0. Five in a row fail the run.",
         unit="none",
         minimum=0,
         queries={"{{run}}": 'max by (run) (deblur_nonfinite_updates_total{run=~"$run"})'},
     ),
     Panel(
         title="Ranks present and wanted",
-        description="Good: both lines are one. Present below wanted: the run goes on with fewer nodes; a gap in "
-        "present: no rank trains, and the driver waits or starts them.",
+        description="Good: the lines coincide. Present below wanted: the run continues on fewer nodes; a gap in "
+        "present: no rank trains, and the driver waits for nodes or starts ranks.",
         unit="none",
         minimum=0,
         queries={
@@ -402,8 +401,8 @@ FAULTS = (
     ),
     Panel(
         title="GPU memory",
-        description="Of each rank: allocated at most so far, and reserved from the device. Good: level after the first "
-        "validation. Growth ends in an out-of-memory error. Empty on CPUs.",
+        description="Peak allocated memory and reserved memory of each rank. Good: flat after the first validation. "
+        "Growth ends in an out-of-memory error. Empty on CPUs.",
         unit="bytes",
         width=16,
         minimum=0,
@@ -417,8 +416,8 @@ FAULTS = (
 TRIALS = (
     Panel(
         title="Trials",
-        description="Each trial of the time range at its best and its last. Good: at the top, with a PSNR well above "
-        "the blurred input's. Compare trials that saw alike many images. A click on a trial opens it alone.",
+        description="Best and latest values of each trial in the time range. Good: at the top, with a PSNR well above "
+        "that of the blurred input. Compare trials that saw similar numbers of images. Click a trial to open it.",
         unit="none",
         kind="table",
         width=24,
@@ -435,8 +434,8 @@ TRIALS = (
     ),
     Panel(
         title="PSNR over time",
-        description="PSNR of the restored validation pictures. Good: early and high. Trials far below the best after "
-        "the same time are what the search should end.",
+        description="PSNR of the restored validation images. Good: early and high. Trials far below the best after "
+        "the same time are those the search should stop.",
         unit="dB",
         width=12,
         height=9,
@@ -445,8 +444,8 @@ TRIALS = (
     ),
     Panel(
         title="PSNR against images seen",
-        description="The same against the work done, so that slow and late trials compare with fast and early ones. "
-        "Good: the highest curve. PSNR moves at validations only, hence the steps.",
+        description="The same by work done, so that slow or late trials compare with fast or early ones. "
+        "Good: the highest curve. PSNR changes at validations only, hence the steps.",
         unit="dB",
         kind="xychart",
         width=12,
@@ -459,8 +458,8 @@ TRIALS = (
     ),
     Panel(
         title="Images per second",
-        description="What each trial trains on. Good: trials on like nodes with networks of one size are alike; one "
-        "that is slower shares its node or waits for data.",
+        description="Training throughput of each trial. Good: equal for trials on similar nodes with networks of the "
+        "same size; a slower one shares its node or waits for data.",
         unit="short",
         width=6,
         minimum=0,
@@ -468,16 +467,16 @@ TRIALS = (
     ),
     Panel(
         title="Wasserstein estimate",
-        description="The critic's estimate of the distance between restored and sharp. Good: positive and slowly "
-        "falling. Scales differ between recipes: compare shapes, not heights.",
+        description="The critic's estimate of the distance between restored and sharp images. Good: positive and "
+        "slowly falling. Scales differ between recipes: compare shapes, not heights.",
         unit="short",
         width=6,
         queries={"{{run}}": 'max by (run) (deblur_loss{run=~"$run", term="wasserstein"})'},
     ),
     Panel(
         title="Critic score gap",
-        description="The critic's mean score of sharp pictures less that of restored ones. Good: above 0 and finite. "
-        "At 0 the critic learns nothing; without bounds it diverges.",
+        description="The critic's mean score of sharp images minus that of restored ones. Good: above 0 and finite. "
+        "At 0 the critic learns nothing; if it grows without bound, the critic diverges.",
         unit="short",
         width=6,
         queries={
@@ -486,9 +485,9 @@ TRIALS = (
         },
     ),
     Panel(
-        title="Updates that were not finite",
-        description="Updates skipped since the trial's ranks started. Good: 0. A trial where they climb has learning "
-        "rates that are too high.",
+        title="Non-finite updates",
+        description="Updates skipped since the trial's ranks started. Good: 0. If they rise, the trial's learning "
+        "rates are too high.",
         unit="none",
         width=6,
         minimum=0,
@@ -497,8 +496,8 @@ TRIALS = (
 )
 
 
-def _answered_within(quantile: float) -> str:
-    """The milliseconds within which so large a share of the pictures was answered."""
+def _latency_ms(quantile: float) -> str:
+    """Query: the latency quantile of restored images, in milliseconds."""
     buckets = (
         'ray_serve_http_request_latency_ms_bucket{namespace=~"$namespace", route="/restore", status_code="200"}'
         "[$__rate_interval]"
@@ -508,9 +507,9 @@ def _answered_within(quantile: float) -> str:
 
 SERVICE = (
     Panel(
-        title="Pictures per second",
-        description="Pictures that all replicas together restored. Good: as many as are sent; see *Answers by status* "
-        "for those that were not.",
+        title="Images per second",
+        description="Images restored by all replicas. Good: as many as clients send; see *Responses by status* for "
+        "the others.",
         unit="short",
         minimum=0,
         queries={
@@ -520,8 +519,8 @@ SERVICE = (
     ),
     Panel(
         title="Megapixels per second",
-        description="Pixels of these pictures, in millions: what the devices have done, as pictures differ in size. "
-        "Good: with the load; level while requests wait means that no more is to be had from these replicas.",
+        description="Megapixels of these images: the work done by the devices, as images differ in size. "
+        "Good: follows the load; flat while requests queue means that the replicas are saturated.",
         unit="short",
         minimum=0,
         queries={
@@ -530,10 +529,10 @@ SERVICE = (
         },
     ),
     Panel(
-        title="Answers by status",
-        description="What Ray Serve's proxies answered to requests to restore. Good: 200 nearly alone. 4xx: pictures "
-        "that cannot be taken. 503: the queue was full. 500: a replica was lost, and the client told 503. 499: the "
-        "client left, or was told 503 after GATE_ANSWER_S. What the limits refuse before (413, 408) is not counted.",
+        title="Responses by status",
+        description="Responses of Ray Serve's proxies to /restore. Good: almost only 200. 4xx: images that cannot be "
+        "processed. 503: the queue was full. 500: a replica died, and the client got 503. 499: the client left, "
+        "or got 503 after GATE_ANSWER_S. Requests rejected earlier by upload limits (413, 408) are not counted.",
         unit="reqps",
         minimum=0,
         queries={
@@ -542,22 +541,22 @@ SERVICE = (
         },
     ),
     Panel(
-        title="Time to a restored picture",
-        description="From the whole body to the answer, as the proxies measure it, of pictures that were restored. "
-        "Read off Ray Serve's buckets (1, 2, 5, 10, 60 s and so on), so a guess between two of them. Good: level, and "
-        "the 99 % below GATE_ANSWER_S (120 s).",
+        title="Latency of restored images",
+        description="From the complete request body to the response, as measured by the proxies, for status 200. "
+        "Interpolated between Ray Serve's buckets (1, 2, 5, 10, 60 s and so on). Good: flat, and p99 below "
+        "GATE_ANSWER_S (120 s).",
         unit="ms",
         minimum=0,
         queries={
-            "{{namespace}} half": _answered_within(0.5),
-            "{{namespace}} 95 %": _answered_within(0.95),
-            "{{namespace}} 99 %": _answered_within(0.99),
+            "{{namespace}} p50": _latency_ms(0.5),
+            "{{namespace}} p95": _latency_ms(0.95),
+            "{{namespace}} p99": _latency_ms(0.99),
         },
     ),
     Panel(
         title="Share of time by part",
-        description="Where the time of restored pictures goes within replicas; every namespace stacks to 100 %. Good: "
-        "nearly all in restore. Much wait: no room for decoded pictures; decode, encode: too few CPUs.",
+        description="Where replicas spend their time on restored images; each namespace stacks to 100 %. Good: nearly "
+        "all in restore. Mostly wait: no memory for more decoded images; decode, encode: too few CPUs.",
         unit="percentunit",
         minimum=0,
         stacked=True,
@@ -570,8 +569,8 @@ SERVICE = (
     ),
     Panel(
         title="Pieces per batch",
-        description="Pictures and tiles that the device computes at once. Good: 1 while small pictures come alone, "
-        "more under load. 1 under load: sizes differ and so share no batches, or each piece fills one.",
+        description="Images and tiles in one forward pass. Good: 1 while small images arrive one at a time, more "
+        "under load. 1 under load: sizes differ and so cannot share a batch, or each piece fills one.",
         unit="short",
         minimum=0,
         queries={
@@ -583,9 +582,9 @@ SERVICE = (
     ),
     Panel(
         title="Requests",
-        description="That run in each replica (by the address of its metrics and its process), and that wait in the "
-        "proxies for one. Good: a few in each and alike, none waiting. Replicas take 16 each; in each proxy 64 may "
-        "wait, and more are refused.",
+        description="Requests running in each replica (by metrics address and process), and requests queued in the "
+        "proxies. Good: a few in each, evenly spread, none queued. A replica runs up to 16; each proxy queues up to "
+        "64 and rejects more.",
         unit="none",
         minimum=0,
         queries={
@@ -596,8 +595,8 @@ SERVICE = (
     ),
     Panel(
         title="Replicas",
-        description="Those that are healthy, and those that Ray Serve wants at this load. Good: both lines are one. "
-        "Healthy below wanted: one is being started, or there is no free GPU for it. A gap: the head is gone.",
+        description="Healthy replicas, and the number Ray Serve targets at this load. Good: the lines coincide. "
+        "Healthy below wanted: a replica is starting, or no GPU is free for it. A gap: the head is down.",
         unit="none",
         minimum=0,
         queries={
@@ -608,10 +607,10 @@ SERVICE = (
         },
     ),
     Panel(
-        title="Refused with 503",
-        description="By proxies and replicas together, and by replicas alone: the difference was refused as the queue "
-        "was full or no replica there. Good: 0. By replicas: the log has the error. What a proxy refuses as it holds "
-        "too many bytes (GATE_HELD_BYTES) is not counted.",
+        title="Rejected with 503",
+        description="By proxies and replicas together, and by replicas alone: the difference was rejected because the "
+        "queue was full or no replica was available. Good: 0. By replicas: the log has the error. Requests rejected "
+        "because a proxy holds too many bytes (GATE_HELD_BYTES) are not counted.",
         unit="reqps",
         minimum=0,
         queries={
@@ -627,11 +626,11 @@ SERVICE = (
     ),
 )
 
-# The old process's number is remembered for the hour in which no rank may train, and the new one's is higher: one short
-# mark per restart, wherever the new process serves its metrics.
+# last_over_time keeps the old process's count for up to an hour without ranks, and the new process reports a higher
+# one: one short annotation per restart, wherever the new process serves its metrics.
 RESTART = (
     'changes((max by (run) (last_over_time(deblur_restarts_total{run=~"$run"}[1h])))[$__rate_interval:15s]) > 0',
-    {"name": "Restarts", "iconColor": "orange", "enable": True, "titleFormat": "{{run}} started again"},
+    {"name": "Restarts", "iconColor": "orange", "enable": True, "titleFormat": "{{run}} restarted"},
 )
 CHECKPOINT = (
     'max by (run) (deblur_checkpoint_timestamp_seconds{run=~"$run"}) * 1000',

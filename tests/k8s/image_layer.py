@@ -1,21 +1,20 @@
 """The image's Python layer without a container builder: python -m tests.k8s.image_layer FOLDER
 
-Follows k8s/image/Dockerfile in FOLDER, in a clean virtual environment with Ray where the image has its base, and then
-uses what came of it as the image would. The weights of VGG are left out, as for a build without a network. Base image,
-user and read-only root are not shown.
+Runs k8s/image/Dockerfile as a shell script in FOLDER, in a clean virtual environment with Ray in place of the base
+image, then imports and runs what was installed. VGG weights are left out, as in a build without a network. Does not
+cover the base image, the user and the read-only root file system.
 """
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from docker.utils.build import PatternMatcher
+from dockerfile_parse import DockerfileParser
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "k8s/image/Dockerfile"
@@ -35,31 +34,19 @@ for name in sum(PHOTOGRAPHS.values(), ()):
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """An instruction, its variables filled in, and what its shell would see."""
-
-    word: str
-    rest: str
-    arguments: dict[str, str]
-    environment: dict[str, str]
+def instructions(*words: str) -> list[tuple[str, str]]:
+    """The Dockerfile's instructions of these kinds with their values, in order, variables not substituted."""
+    structure = DockerfileParser(fileobj=BytesIO(DOCKERFILE.read_bytes())).structure
+    return [(step["instruction"], step["value"]) for step in structure if step["instruction"] in words]
 
 
-def steps(**build_arguments: str) -> Iterator[Step]:
-    """The Dockerfile's instructions as a builder takes them."""
-    arguments: dict[str, str] = {}
-    environment: dict[str, str] = {}
-    for word, rest in _instructions(DOCKERFILE.read_text()):
-        if word != "RUN":  # its variables are the shell's
-            rest = _filled_in(rest, arguments | environment)
-        if word == "ARG":
-            name, _, default = rest.partition("=")
-            arguments[name] = build_arguments.get(name, default)
-        elif word == "ENV":
-            environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
-        yield Step(word=word, rest=rest, arguments=dict(arguments), environment=dict(environment))
-        if word == "FROM":
-            arguments.clear()  # those before it are its own
+def environment(**build_args: str) -> dict[str, str]:
+    """The values of ARG and ENV at the end of a build. The shell substitutes ${NAME:-default} as Docker does."""
+    script = _script(instructions("ARG", "ENV"), Path())
+    done = subprocess.run(
+        ["sh", "-ec", f"{script}\nenv -0"], env=build_args, capture_output=True, text=True, check=True
+    )
+    return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
 
 
 def context(root: Path = ROOT) -> set[str]:
@@ -69,89 +56,58 @@ def context(root: Path = ROOT) -> set[str]:
     return {name for name in found if (root / name).is_file()} - {".dockerignore"}  # the matcher always adds it
 
 
-def follow(folder: Path) -> None:
-    """Does in a folder what a builder does in an image; raises CalledProcessError where a command fails."""
-    _copy_context(folder / "context")
+def build(folder: Path) -> None:
+    """Runs the Dockerfile in a folder, then uses the result. Raises CalledProcessError if a command fails."""
+    for name in context():
+        (folder / "context" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "context" / name)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    shell = _environment(folder / "venv")
-    place = folder
-    for step in steps(VGG=""):
-        print(step.word, step.rest, flush=True)
-        if step.word == "FROM":
-            ray = f"ray[default,train,tune]=={step.arguments['RAY_VERSION']}"
-            subprocess.run(["pip", "install", "--quiet", ray], env=shell, check=True)
-        elif step.word == "WORKDIR":
-            place = folder / "root" / step.rest.lstrip("/")
-            place.mkdir(parents=True, exist_ok=True)
-        elif step.word == "COPY":
-            _copy(folder / "context", place, step.rest)
-        elif step.word == "RUN":
-            variables = shell | step.arguments | step.environment
-            subprocess.run(["/bin/sh", "-c", step.rest], cwd=place, env=variables, check=True)
-        elif step.word not in ("ARG", "ENV", "LABEL", "USER"):
-            raise ValueError(f"{DOCKERFILE}: what {step.word} does is not known to {Path(__file__).name}: add it")
-    _use(place, shell | step.environment)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    variables = ours | {"PATH": f"{folder / 'venv/bin'}{os.pathsep}{ours['PATH']}", "VGG": ""}
+    script = _script(instructions("FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN"), folder)
+    subprocess.run(["sh", "-exc", f"{script}\n{_checks()}"], env=variables, check=True)
 
 
 def main() -> None:
-    """Follows the Dockerfile in the folder of the command line, which is to be new or empty."""
+    """Builds in the folder of the command line, which must be new or empty."""
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise SystemExit(f"{folder}: is not empty; what lies there could pass for what was installed")
-    follow(folder)
+        raise SystemExit(
+            f"{folder} is not empty: its files could be mistaken for what was installed; name a new folder"
+        )
+    build(folder)
 
 
-def _instructions(text: str) -> Iterator[tuple[str, str]]:
-    """Word and rest of each instruction, without comments, continued lines joined."""
-    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    for line in lines.replace("\\\n", "").splitlines():
-        if line.strip():
-            word, _, rest = line.partition(" ")
-            yield word, rest.strip()
+def _script(steps: list[tuple[str, str]], folder: Path) -> str:
+    """The shell commands for instructions; `folder` has the context, and the image's files under root/."""
+    return "\n".join(_command(word, value, folder) for word, value in steps)
 
 
-def _filled_in(text: str, values: dict[str, str]) -> str:
-    """${NAME}, ${NAME:-otherwise} and ${NAME:+instead}."""
-
-    def value(match: re.Match[str]) -> str:
-        found = values.get(match[1], "")
-        if match[2] == ":+":
-            return match[3] if found else ""
-        return found or match[3] or ""
-
-    return re.sub(r"\$\{(\w+)(?:(:[-+])([^{}]*))?\}", value, text)
-
-
-def _environment(venv: Path) -> dict[str, str]:
-    """This process' variables, but Python's own, with the virtual environment first on PATH."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return kept | {"PATH": f"{venv / 'bin'}{os.pathsep}{kept['PATH']}"}
-
-
-def _copy_context(target: Path) -> None:
-    for name in context():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target / name)
+def _command(word: str, value: str, folder: Path) -> str:
+    if word == "FROM":
+        return 'pip install --quiet "ray[default,train,tune]==$RAY_VERSION"'
+    if word == "ARG":
+        name, _, default = value.partition("=")
+        return f'export {name}="${{{name}-{default}}}"'
+    if word == "ENV":
+        return f"export {value}"
+    if word == "WORKDIR":
+        place = shlex.quote(f"{folder}/root{value}")
+        return f"mkdir -p {place}; cd {place}"
+    if word == "COPY":
+        *sources, target = shlex.split(value)
+        return f'(cd {shlex.quote(str(folder / "context"))} && cp -r {shlex.join(sources)} "$OLDPWD"/{target})'
+    return f"({value})"  # RUN; in parentheses so that -e sees a failure before `&&`
 
 
-def _copy(source: Path, place: Path, rest: str) -> None:
-    """COPY of files and folders to a folder below WORKDIR."""
-    *names, target = shlex.split(rest)
-    for name in names:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, place / target, dirs_exist_ok=True)
-        else:
-            shutil.copy(source / name, place / target)
-
-
-def _use(place: Path, variables: dict[str, str]) -> None:
-    """What the image is for, as far as help texts and imports show it, without a network."""
-    offline = variables | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    uses = [["-m", "pip", "check"], *(["-m", f"deblur.{command}", "--help"] for command in COMMANDS), ["-c", _USE]]
-    for use in uses:
-        print("python", *use, flush=True)
-        subprocess.run(["python", *use], cwd=place, env=offline, check=True, stdout=subprocess.DEVNULL)
+def _checks() -> str:
+    """Imports everything and prints help texts, without a network."""
+    uses = ["-m pip check", *(f"-m deblur.{command} --help >/dev/null" for command in COMMANDS)]
+    uses.append(f"-c {shlex.quote(_USE)}")
+    return "\n".join(
+        ["export http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9", *(f"python {use}" for use in uses)]
+    )
 
 
 if __name__ == "__main__":

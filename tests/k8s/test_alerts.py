@@ -150,7 +150,7 @@ def test_each_alert_has_an_entry_in_the_runbook_and_each_entry_an_alert() -> Non
 @pytest.mark.parametrize("alert", ALERTS)
 def test_entries_say_all_that_they_should(alert: str) -> None:
     entry = RUNBOOK.partition(f"## {alert}\n")[2].partition("\n## ")[0]
-    at = [entry.find(part) for part in ("**Means.**", "**Look at.**", "**Causes.**", "**Mend.**")]
+    at = [entry.find(part) for part in ("**Means.**", "**Look at.**", "**Causes.**", "**Fix.**")]
     assert -1 not in at
     assert at == sorted(at)
 
