@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker per core, so each h
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-# They start Ray, a browser or Prometheus.
+# Fixtures that start Ray, a browser or Prometheus.
 INTEGRATION_FIXTURES = {
     "autoscaled",
     "bench",
@@ -42,7 +42,7 @@ INTEGRATION_FIXTURES = {
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and xdist by group
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as integration by their fixtures; under xdist, tests of one module, or of one service, share it."""
+    """Marks tests as integration by their fixtures, and keeps those that share a cluster or service in one worker."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & INTEGRATION_FIXTURES:
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
-    """The AWS variables of a server: the one that AWS_ENDPOINT_URL names, or moto on a free port."""
+    """AWS variables of an S3 server: the one in AWS_ENDPOINT_URL, else moto on a free port (one per xdist worker)."""
     if "AWS_ENDPOINT_URL" in os.environ:
         yield {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         return
@@ -83,7 +83,7 @@ def s3_server() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def bucket(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """s3://BUCKET, new and empty; this process' environment names its server."""
+    """A new, empty s3://BUCKET; sets the AWS variables of this process."""
     for name, value in s3_server.items():
         monkeypatch.setenv(name, value)
     name = f"test-{uuid.uuid4().hex[:12]}"
@@ -99,7 +99,7 @@ def service_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(service_model: Path) -> Iterator[str]:
-    """The address of a service with one replica, which takes 4 MB within 3 s."""
+    """The address of a service with one replica that accepts bodies of 4 MB, uploaded within 3 s."""
     limits = {"GATE_BODY_BYTES": "4000000", "GATE_UPLOAD_S": "3"}
     with running_service(service_model, service_model.with_name("log"), **limits) as address:
         yield address
