@@ -20,9 +20,8 @@ settings.register_profile("quick", deadline=None, max_examples=50, derandomize=T
 settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker per core, so each has one thread
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # one worker per core; not by OMP_NUM_THREADS, which the tests' Ray workers would inherit
 
 # Fixtures that start Ray, a browser or Prometheus.
 INTEGRATION_FIXTURES = {
