@@ -39,16 +39,12 @@ INTEGRATION_FIXTURES = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and xdist by group
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as integration by their fixtures, and keeps those that share a cluster or service in one worker."""
+    """Marks tests as integration by their fixtures."""
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & INTEGRATION_FIXTURES:
+        if INTEGRATION_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
-        if item.get_closest_marker("integration"):
-            shared = "service" if "service_model" in fixtures else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")
