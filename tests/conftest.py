@@ -20,11 +20,10 @@ settings.register_profile("quick", deadline=None, max_examples=50, derandomize=T
 settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker per core, so each has one thread
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # one worker per core; not by OMP_NUM_THREADS, which the tests' Ray workers would inherit
 
-# They start Ray, a browser or Prometheus.
+# Fixtures that start Ray, a browser or Prometheus.
 INTEGRATION_FIXTURES = {
     "autoscaled",
     "bench",
@@ -40,21 +39,17 @@ INTEGRATION_FIXTURES = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and xdist by group
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as integration by their fixtures; under xdist, tests of one module, or of one service, share it."""
+    """Marks tests as integration by their fixtures."""
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & INTEGRATION_FIXTURES:
+        if INTEGRATION_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
-        if item.get_closest_marker("integration"):
-            shared = "service" if "service_model" in fixtures else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
-    """The AWS variables of a server: the one that AWS_ENDPOINT_URL names, or moto on a free port."""
+    """AWS variables of an S3 server: the one in AWS_ENDPOINT_URL, else moto on a free port (one per xdist worker)."""
     if "AWS_ENDPOINT_URL" in os.environ:
         yield {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         return
@@ -83,7 +78,7 @@ def s3_server() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def bucket(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """s3://BUCKET, new and empty; this process' environment names its server."""
+    """A new, empty s3://BUCKET; sets the AWS variables of this process."""
     for name, value in s3_server.items():
         monkeypatch.setenv(name, value)
     name = f"test-{uuid.uuid4().hex[:12]}"
@@ -99,7 +94,7 @@ def service_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(service_model: Path) -> Iterator[str]:
-    """The address of a service with one replica, which takes 4 MB within 3 s."""
+    """The address of a service with one replica that accepts bodies of 4 MB, uploaded within 3 s."""
     limits = {"GATE_BODY_BYTES": "4000000", "GATE_UPLOAD_S": "3"}
     with running_service(service_model, service_model.with_name("log"), **limits) as address:
         yield address

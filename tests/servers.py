@@ -1,4 +1,4 @@
-"""Servers: ASGI applications in this process with a client for them, and processes that are waited for."""
+"""Serves ASGI applications in this process, with a client, and waits for server processes."""
 
 import http.client
 import socket
@@ -17,7 +17,7 @@ from cluster.gate import Application
 
 @contextmanager
 def listening(app: Application) -> Iterator[int]:
-    """The port at which an application is served."""
+    """Serves an application; yields the port."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ def listening(app: Application) -> Iterator[int]:
 
 
 def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, bytes, http.client.HTTPMessage]:
-    """Status, body and headers of the answer."""
+    """Sends a request; returns status, body and headers of the response."""
     opened = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     opened.request(method, path, body or None)
     answer = opened.getresponse()
@@ -43,13 +43,13 @@ def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, byte
 
 
 def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """Returns when a server does; fails where its process has ended, or where it does not in time."""
+    """Waits until a URL responds. Raises AssertionError if `process` exits, TimeoutError after `timeout_s`."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        assert process.poll() is None, f"{process.args} exited with status {process.returncode}"
         try:
             urllib.request.urlopen(url, timeout=10).close()
             return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
-    raise TimeoutError(f"{url} does not answer")
+    raise TimeoutError(f"{url}: no response within {timeout_s} s")
