@@ -1,10 +1,10 @@
-"""What batches are worth to the service, and what HTTP around the network costs.
+"""The gain of dynamic batching in the service, and the cost of HTTP.
 
 python -m benchmarks.serve --json
 
-Clients, each of which waits for its picture before it sends the next, take turns in one process: their pictures go
-in batches (as deblur.batching makes them), one by one, and in batches behind HTTP (deblur.web on a real socket, PNG
-both ways; clients and server share the processors). Weights are fresh: they cost as much as trained ones.
+In one process, clients that wait for each picture before they send the next are measured in turns: with batches
+(deblur.app.batching), one by one, and with batches behind HTTP (deblur.app.web on a real socket, PNG both ways; clients
+and server share the processors). Weights are random: they cost as much as trained ones.
 """
 
 import asyncio
@@ -34,17 +34,17 @@ from deblur.inference.tiles import MAX_PIXELS
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     recipe: str = option("paper", "Preset.")
-    width: int = option(256, "Of the pictures.")
-    height: int = option(256, "Of the pictures.")
-    clients: int = option(8, "Pictures that are there at the same time.")
-    pictures: int = option(4, "Of each client in a turn.")
+    width: int = option(256, "Of each picture, in pixels.")
+    height: int = option(256, "Of each picture, in pixels.")
+    clients: int = option(8, "Concurrent clients.")
+    pictures: int = option(4, "Pictures per client and turn.")
     rounds: int = option(5, "Turns.")
-    http: bool = option(True, "Also behind HTTP; needs the extra `serve`.")
+    http: bool = option(True, "Also measure HTTP; needs the extra `serve`.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """The figures, medians over turns."""
+    """The results, medians over turns."""
     device = pick_device()
     generator, picture = generator_of(settings.recipe, device), picture_of((settings.width, settings.height))
     with (
@@ -75,7 +75,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def _at_once(work: Callable[[], None], settings: Settings) -> None:
-    """Every client in a thread of its own."""
+    """Runs each client in a thread of its own."""
 
     def client() -> None:
         for _ in range(settings.pictures):
@@ -97,7 +97,7 @@ def _restored(batcher: Batcher, picture: np.ndarray) -> None:
 def _posting(
     generator: nn.Module, device: torch.device, picture: np.ndarray, wanted: bool
 ) -> Iterator[Callable[[], None] | None]:
-    """What a client of the service does, once; None where it is not wanted."""
+    """A function that restores a picture over HTTP; None if not `wanted`."""
     if not wanted:
         yield None
         return
