@@ -1,9 +1,9 @@
-"""Serves the app that removes blur: python -m deblur.serve --model runs/RUN
+"""Serves the web app that removes blur: python -m deblur.serve --model runs/RUN
 
-The page is at http://127.0.0.1:8000; programs send a picture and get the restored one:
+The page is at http://127.0.0.1:8000; programs POST a picture and get it restored:
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/restore > restored.jpg
-Replicas are started and ended with the load, one for each GPU at most. Nothing is stored. k8s/rayservice.yaml serves on
-a cluster. Needs Ray Serve: pip install -e '.[serve]'
+Replicas scale with the load, up to one per GPU. Nothing is stored. On a cluster k8s/rayservice.yaml does the same.
+Needs Ray Serve: pip install -e '.[serve]'
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from cluster.storage import absolute
 from deblur.app.replica import Service, application, build_application
 from deblur.inference.generator import load_model, pick_device
 
-__all__ = ["application"]  # the import path of the Serve configuration in k8s/rayservice.yaml
+__all__ = ["application"]  # the import_path of the Serve configuration in k8s/rayservice.yaml
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Service):
-    """The same on this machine."""
+    """Settings of the replicas and of the HTTP server on this machine."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 for all. There is no password: let a gateway ask for it."""
+    """Address to listen on; 0.0.0.0 for all. There is no authentication: put a gateway with it in front."""
     port: int = 8000
-    """Port to listen at."""
+    """Port to listen on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.port < 65536:
-            raise InputError(f"--port is {self.port}; it must lie between 1 and 65535")
+            raise InputError(f"--port is {self.port}; it must be between 1 and 65535")
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
 def _serve(settings: Settings) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     gpus = torch.cuda.device_count() if pick_device(settings.device).type == "cuda" else 0
-    load_model(settings.model, torch.device("cpu"))  # says here, in one line, what every replica would say
+    load_model(settings.model, torch.device("cpu"))  # fails here, in one line, instead of in every replica
     try:
         from cluster.on_ray.serve import served
     except ImportError as error:
@@ -64,9 +64,9 @@ def _serve(settings: Settings) -> None:
     )
     app = build_application(service, cpus=max(1, cpus // replicas), gpus=1 / math.ceil(replicas / gpus) if gpus else 0)
     with contextlib.suppress(KeyboardInterrupt), served(app, settings.host, settings.port, max(cpus, replicas)):
-        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has its own for the first; a script may ignore the second
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray handles SIGTERM; background jobs of a script ignore SIGINT
             signal.signal(number, signal.default_int_handler)
-        print(f"the app is at http://{settings.host}:{settings.port}; Ctrl-C ends it", flush=True)
+        print(f"serving on http://{settings.host}:{settings.port}; stop with Ctrl-C", flush=True)
         while True:
             time.sleep(3600)
 

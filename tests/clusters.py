@@ -1,4 +1,4 @@
-"""Clusters of several nodes on this machine: isolated where it permits that, and with a warning elsewhere."""
+"""Clusters of several nodes on this machine: isolated if permitted, otherwise with a warning."""
 
 import contextlib
 import warnings
@@ -11,22 +11,24 @@ from cluster.local import LocalCluster, Settings, local_cluster
 from cluster.rehearsal.network import can_isolate
 
 ISOLATED = can_isolate()
-# A node that does not answer is missed after seconds instead of Ray's minute.
+# An unreachable node is declared dead after seconds instead of Ray's minute.
 HEALTH_CHECK = {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "3"}
 
 
 @contextlib.contextmanager
 def isolated_cluster(settings: Settings) -> Iterator[LocalCluster]:
-    """A cluster whose nodes are in network namespaces where this machine permits them."""
+    """A cluster whose nodes are in network namespaces if this machine permits them."""
     if not ISOLATED:
-        warnings.warn("no network namespaces here: nodes share one address and no link is cut", stacklevel=2)
+        warnings.warn(
+            "no permission for network namespaces: nodes share one address, and links cannot be cut", stacklevel=2
+        )
     with local_cluster(replace(settings, isolated=ISOLATED)) as started:
         yield started
 
 
 @contextlib.contextmanager
 def two_nodes(drain_s: int, cpus_per_node: int = 1) -> Iterator[LocalCluster]:
-    """A head and two worker nodes, whose losses are noticed soon. One that is told to end has `drain_s` seconds."""
+    """A head and two worker nodes with fast health checks; a terminated one drains for `drain_s` seconds."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in HEALTH_CHECK.items():
             patch.setenv(f"RAY_health_check_{name}", value)

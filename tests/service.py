@@ -1,4 +1,4 @@
-"""The service as its users start it: `python -m deblur.serve`, with Ray Serve, on a free port."""
+"""The service as users start it: `python -m deblur.serve`, with Ray Serve, on a free port."""
 
 import contextlib
 import os
@@ -20,11 +20,11 @@ from tests.servers import wait_until_it_answers
 
 REPOSITORY = Path(__file__).parents[1]
 START_S = 120
-_METRICS = 100  # the ports of metrics are so far behind that of the service
+_METRICS = 100  # offset of the metrics ports from the port of the service
 
 
 def write_model(path: Path) -> Path:
-    """A small generator with InstanceNorm and fresh weights, which change a picture for all to see."""
+    """A small generator with InstanceNorm and random weights, which change a picture visibly."""
     recipe = replace(recipes.paper(), generator=GeneratorRecipe(filters=4, blocks=2, dropout=0.0))
     torch.manual_seed(0)
     weights = build_generator(recipe).state_dict()
@@ -34,7 +34,7 @@ def write_model(path: Path) -> Path:
 
 @contextlib.contextmanager
 def running_service(model: Path, log: Path, *arguments: str, **environment: str) -> Iterator[str]:
-    """Its address; it is up, and has ended after the context."""
+    """The address of a service that runs for the duration of the context."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -61,5 +61,5 @@ def running_service(model: Path, log: Path, *arguments: str, **environment: str)
 
 
 def metrics_address(service: str) -> str:
-    """Where the first replica of a service serves its metrics."""
+    """The URL of the metrics of the first replica."""
     return f"http://127.0.0.1:{int(service.rpartition(':')[2]) + _METRICS + 1}/metrics"

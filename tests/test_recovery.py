@@ -76,7 +76,7 @@ def test_a_rank_is_killed_and_later_a_node_is_taken_with_a_notice(bench: Bench) 
     bench.cluster.nodes.pop(0).terminate()
     bench.cluster.add_node()
     log = bench.wait(job)
-    assert "starting again from " in log
+    assert "restarting from " in log
     assert "a node is about to be taken away; the ranks leave at" in log
     starts = read_record(bench.record("both"))
     assert [start.num_ranks for start in starts] == [2, 2, 2]

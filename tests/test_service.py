@@ -1,4 +1,4 @@
-"""The service over real HTTP: it restores what deblur.restore would, and answers whatever comes in words."""
+"""The service over real HTTP: results equal those of deblur.restore, and invalid requests get a one-line error."""
 
 import http.client
 import io
@@ -57,11 +57,11 @@ def get(url: str) -> str:
         return answer.read().decode()
 
 
-# ---- what is restored
+# ---- restored pictures
 
 
 @pytest.mark.parametrize("size", [(90, 120), (1, 1), (7, 333), (480, 1100)])
-def test_it_restores_as_the_command_does(service: str, service_model: Path, size: tuple[int, int]) -> None:
+def test_result_equals_that_of_the_command(service: str, service_model: Path, size: tuple[int, int]) -> None:
     data = encoded(picture(1, *size))
     status, headers, body = post(service, data, Content_Type="image/png")
     expected = restore_file(load_model(str(service_model), CPU), data, "in.png", ".png", CPU)
@@ -70,7 +70,7 @@ def test_it_restores_as_the_command_does(service: str, service_model: Path, size
     assert np.abs(pixels_of(body) - pixels_of(data)).max() > 20 or size == (1, 1)
 
 
-def test_pictures_that_come_together_are_restored_as_those_that_come_alone(service: str, service_model: Path) -> None:
+def test_results_of_concurrent_requests_equal_those_of_single_ones(service: str, service_model: Path) -> None:
     model = load_model(str(service_model), CPU)
     sent = [encoded(picture(seed, *size)) for seed, size in enumerate([(90, 120)] * 6 + [(64, 64)] * 6)]
     answers: dict[int, bytes] = {}
@@ -88,7 +88,7 @@ def test_pictures_that_come_together_are_restored_as_those_that_come_alone(servi
         assert np.abs(pixels_of(answers[nth]) - expected).max() <= 1
 
 
-def test_a_photograph_comes_back_upright_with_its_profile(service: str) -> None:
+def test_photograph_is_upright_and_keeps_its_profile(service: str) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     data = encoded(PHOTO, "JPEG", exif=exif, icc_profile=b"a profile", quality=95)
@@ -108,13 +108,13 @@ def test_a_photograph_comes_back_upright_with_its_profile(service: str) -> None:
         ("text/html, image/*;q=0.5", "JPEG"),
     ],
 )
-def test_the_format_is_the_one_that_the_client_accepts(service: str, accept: str, kind: str) -> None:
+def test_format_follows_the_accept_header(service: str, accept: str, kind: str) -> None:
     _, headers, body = post(service, encoded(PHOTO, "JPEG"), Accept=accept)
     assert PIL.Image.open(io.BytesIO(body)).format == kind
     assert headers["content-type"] == f"image/{kind.lower()}"
 
 
-# ---- what else may come
+# ---- invalid and unusual requests
 
 
 def bomb() -> bytes:
@@ -160,7 +160,7 @@ BAD: dict[str, tuple[Callable[[], bytes], dict[str, str], int, str]] = {
     "TIFF": (lambda: encoded(PHOTO, "TIFF"), {}, 415, "is a TIFF"),
     "a form": (lambda: JPEG, {"Content_Type": "multipart/form-data; boundary=x"}, 415, "multipart/form-data"),
     "text by its type": (lambda: JPEG, {"Content_Type": "text/plain"}, 415, "text/plain"),
-    "too many bytes": (lambda: bytes(5_000_000), {}, 413, "5000000 bytes; at most 4000000"),
+    "too many bytes": (lambda: bytes(5_000_000), {}, 413, "5000000 bytes.* 4000000"),
     "only HTML accepted": (lambda: JPEG, {"Accept": "text/html"}, 406, "text/html"),
     "alpha as JPEG": (lambda: ALPHA, {"Accept": "image/jpeg"}, 406, "alpha channel"),
     "20000 pixels as WebP": (lambda: encoded(picture(0, 1, 20_000)), {"Accept": "image/webp"}, 406, "20000x1"),
@@ -168,7 +168,7 @@ BAD: dict[str, tuple[Callable[[], bytes], dict[str, str], int, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_restored_is_refused_in_one_sentence(service: str, name: str) -> None:
+def test_invalid_request_is_rejected_in_one_sentence(service: str, name: str) -> None:
     make, headers, status, words = BAD[name]
     found, answer_headers, body = post(service, make(), **headers)
     sentence = body.decode()
@@ -197,7 +197,7 @@ GOOD: dict[str, tuple[Callable[[], bytes], dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_odd_pictures_are_restored_at_their_size(service: str, name: str) -> None:
+def test_unusual_pictures_are_restored_at_their_size(service: str, name: str) -> None:
     make, headers, mode = GOOD[name]
     data = make()
     status, _, body = post(service, data, **headers)
@@ -217,16 +217,16 @@ def answer_on(opened: socket.socket) -> tuple[int, str]:
     return answer.status, answer.read().decode()
 
 
-def test_a_slow_upload_is_ended(service: str) -> None:
+def test_slow_upload_times_out(service: str) -> None:
     with connection(service) as opened:
         opened.sendall(b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n")
         opened.sendall(b"\xff\xd8")
         status, sentence = answer_on(opened)
     assert status == 408
-    assert "did not come within 3 s" in sentence
+    assert " 3 s" in sentence
 
 
-def test_an_upload_without_an_announced_end_is_cut_at_the_limit(service: str) -> None:
+def test_chunked_upload_is_limited(service: str) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(50):
             yield bytes(100_000)
@@ -241,14 +241,14 @@ def test_an_upload_without_an_announced_end_is_cut_at_the_limit(service: str) ->
     assert "more than 4000000 bytes" in sentence
 
 
-def test_a_cut_upload_disturbs_nobody(service: str) -> None:
+def test_aborted_uploads_do_not_affect_others(service: str) -> None:
     for _ in range(5):
         with connection(service) as opened:
             opened.sendall(b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(5000))
     assert post(service, JPEG)[0] == 200
 
 
-def test_a_client_that_leaves_is_forgotten(service: str) -> None:
+def test_request_of_a_disconnected_client_is_cancelled(service: str) -> None:
     data = encoded(picture(0, 1500, 1500), "JPEG")
     before = metrics(service)["deblur_service_pixels_total"]
     with connection(service) as opened:
@@ -264,17 +264,17 @@ def test_a_client_that_leaves_is_forgotten(service: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/restore", 405), ("POST", "/", 405), ("GET", "/x", 404)]
 )
-def test_other_ways_in_are_closed(service: str, method: str, path: str, status: int) -> None:
+def test_other_paths_and_methods_are_rejected(service: str, method: str, path: str, status: int) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(service + path, method=method), timeout=10)
     assert refused.value.code == status
 
 
-# ---- what operators ask
+# ---- for operators
 
 
 def metrics(service: str) -> dict[str, float]:
-    """What the replica's Prometheus endpoint says, summed over labels."""
+    """The metrics of the replica, summed over labels."""
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(get(metrics_address(service))):
         for sample in family.samples:
@@ -282,13 +282,13 @@ def metrics(service: str) -> dict[str, float]:
     return found
 
 
-def test_health_and_limits_are_told(service: str) -> None:
+def test_health_and_limits(service: str) -> None:
     assert get(f"{service}/healthz") == get(f"{service}/readyz") == "ok"
     limits = json.loads(get(f"{service}/limits"))
     assert limits == {"bytes": 4_000_000, "pixels": 64_000_000, "types": ["image/jpeg", "image/png", "image/webp"]}
 
 
-def test_metrics_count_what_was_asked(service: str) -> None:
+def test_metrics_count_requests(service: str) -> None:
     before = metrics(service)
     assert post(service, encoded(PHOTO))[0] == 200
     assert post(service, b"nothing")[0] == 400
@@ -300,7 +300,7 @@ def test_metrics_count_what_was_asked(service: str) -> None:
     assert after["deblur_service_seconds_total"] > before["deblur_service_seconds_total"]
 
 
-def test_the_times_of_a_request_are_told_to_its_client(service: str) -> None:
+def test_response_has_a_server_timing_header(service: str) -> None:
     _, headers, _ = post(service, encoded(skimage.data.astronaut()[:100, :100]))
     assert re.fullmatch(
         r"wait;dur=[\d.]+, decode;dur=[\d.]+, restore;dur=[\d.]+, encode;dur=[\d.]+", headers["server-timing"]

@@ -1,4 +1,4 @@
-"""The service under load, and with its replicas killed: nobody is left without an answer that can be acted on."""
+"""The service under load and while replicas are killed: every request gets a response, or 503 with Retry-After."""
 
 import contextlib
 import math
@@ -28,7 +28,7 @@ MARK = "SERVICE_OF_TEST"
 
 @dataclass
 class Load:
-    """What clients saw; each waits for its answer before it sends again, and does as a 503 tells it."""
+    """Clients and what they got. Each waits for its response before it sends again, and obeys Retry-After."""
 
     address: str
     seconds: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Load:
             start = time.monotonic()
             try:
                 status, headers, body = post(self.address, data)
-            except Exception as error:  # a connection that breaks is an answer that is lost
+            except Exception as error:  # a lost connection is a lost response
                 self.wrong.append(repr(error))
                 continue
             self.statuses[status] += 1
@@ -64,7 +64,7 @@ class Load:
                 self.seconds.append(time.monotonic() - start)
                 turn += 1
                 if np.abs(pixels_of(body) - expected[data]).max() > 1:
-                    self.wrong.append(f"a picture of {len(data)} bytes came back wrong")
+                    self.wrong.append(f"a picture of {len(data)} bytes was restored incorrectly")
             elif status == 503 and "retry-after" in headers:
                 stop.wait(int(headers["retry-after"]))
             else:
@@ -89,7 +89,7 @@ def replicas(mark: str) -> list[int]:
     """The processes of a service's replicas."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # ended in between
             is_replica = (process / "cmdline").read_bytes().startswith(b"ray::ServeReplica")
             if is_replica and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
                 found.append(int(process.name))
@@ -97,14 +97,14 @@ def replicas(mark: str) -> list[int]:
 
 
 def memory_mb(process: int, kind: str = "VmRSS") -> float:
-    """What a process has in memory, or with VmHWM the most that it ever had."""
+    """Resident memory of a process, or its peak with VmHWM."""
     (kilobytes,) = re.findall(rf"{kind}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
     return int(kilobytes) / 1000
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_thirty_two_clients_lose_no_answer_and_memory_stays(
+def test_32_clients_get_all_responses_and_memory_does_not_grow(
     service_model: Path, tmp_path: Path, expected: dict[bytes, np.ndarray]
 ) -> None:
     marked = {MARK: "load", "SPT_NOENV": "1"}
@@ -120,17 +120,17 @@ def test_thirty_two_clients_lose_no_answer_and_memory_stays(
         after = memory_mb(replica)
         print(load.table("32 clients", 60), f"replica {before:.0f} MB -> {after:.0f} MB")
     assert not load.wrong
-    # There is room for all of them in the queue.
+    # The queue holds all of them.
     assert set(load.statuses) == {200}
     assert after < before + 200
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_a_full_queue_is_said_with_when_to_come_again(
+def test_full_queue_is_answered_with_retry_after(
     service_model: Path, tmp_path: Path, expected: dict[bytes, np.ndarray]
 ) -> None:
-    """More clients than a replica works at and its proxy's queue holds."""
+    """More clients than a replica and the queue of its proxy take."""
     with running_service(service_model, tmp_path / "log") as address:
         load = Load(address)
         with load.of(120, expected):
@@ -144,14 +144,14 @@ def test_a_full_queue_is_said_with_when_to_come_again(
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_replicas_come_with_the_load_and_killed_ones_are_replaced_and_nobody_hears_worse_than_come_again(
+def test_replicas_scale_up_and_killed_ones_are_replaced_with_no_error_but_503(
     service_model: Path, tmp_path: Path, expected: dict[bytes, np.ndarray]
 ) -> None:
     marked = {MARK: "kill", "SPT_NOENV": "1"}
     with running_service(service_model, tmp_path / "log", "--max-replicas", "2", **marked) as address:
         load, start = Load(address), time.monotonic()
         with load.of(8, expected):
-            # The load asks for a second replica.
+            # The load requires a second replica.
             assert len(replicas("kill")) == 1
             while len(replicas("kill")) < 2:
                 assert time.monotonic() < start + 120
@@ -176,15 +176,15 @@ def test_replicas_come_with_the_load_and_killed_ones_are_replaced_and_nobody_hea
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_small_files_that_are_made_to_take_much_memory_take_little(service_model: Path, tmp_path: Path) -> None:
+def test_decompression_bombs_take_little_memory(service_model: Path, tmp_path: Path) -> None:
     long = encoded(np.zeros((16, 300_000, 3), np.uint8))  # a few kilobytes, 4.8 megapixels, a thousand tiles
     marked = {MARK: "memory", "SPT_NOENV": "1"}
     with running_service(service_model, tmp_path / "log", **marked) as address:
-        assert post(address, encoded(picture(0, 1500, 1500)))[0] == 200  # what a common picture takes is there
+        assert post(address, encoded(picture(0, 1500, 1500)))[0] == 200  # memory of a common picture is allocated
         (replica,) = replicas("memory")
         before = memory_mb(replica, "VmHWM")
         statuses = [post(address, data, timeout_s=200)[0] for data in (bomb(), text_bomb(), long)]
         after = memory_mb(replica, "VmHWM")
-    print(f"the most that the replica had: {before:.0f} MB -> {after:.0f} MB")
+    print(f"peak memory of the replica: {before:.0f} MB -> {after:.0f} MB")
     assert statuses == [413, 400, 200]
     assert after < before + 300

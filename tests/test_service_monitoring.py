@@ -1,6 +1,6 @@
-"""A real Prometheus watches a real service under load: every query of its dashboard, its alerts, and what clients saw.
+"""A real Prometheus scrapes a real service under load: dashboard queries, alerts, and counts of responses.
 
-What Ray Serve exports is its own and may change with its version; here it is asked for as it is.
+The metrics of Ray Serve may change with its version; here they are queried as they are.
 """
 
 import collections
@@ -55,17 +55,17 @@ def prometheus(service: tuple[str, str], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def answers(service: tuple[str, str], prometheus: Prometheus) -> dict[str, int]:
-    """How often clients were told which status, when Prometheus has had the time to learn of it."""
+    """The number of responses by status, when Prometheus has scraped it."""
     file = io.BytesIO()
     PIL.Image.fromarray(picture(0, 300, 400)).save(file, "PNG")
-    url, told = f"{service[0]}/restore", collections.Counter[str]()
+    url, responses = f"{service[0]}/restore", collections.Counter[str]()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in range(2):  # what a series begins with is no increase: the first counts are not in any rate
-            told.update(pool.map(lambda _: _status(url, file.getvalue()), range(AT_ONCE)))
-            told.update([_status(url, b"no picture")])
-            wait_until(lambda: all(prometheus.value(_asked(status)) == count for status, count in told.items()))
+        for _ in range(2):  # the first value of a series is in no rate
+            responses.update(pool.map(lambda _: _status(url, file.getvalue()), range(AT_ONCE)))
+            responses.update([_status(url, b"no picture")])
+            wait_until(lambda: all(prometheus.value(_asked(status)) == count for status, count in responses.items()))
             time.sleep(RAY_EXPORTS_S)
-    return told
+    return responses
 
 
 def _status(url: str, body: bytes) -> str:
@@ -89,10 +89,10 @@ def test_every_panel_has_data(prometheus: Prometheus, answers: dict[str, int]) -
     assert [title for (title, _), found in values.items() if not found or "NaN" in found] == []
 
 
-def test_proxies_and_replicas_count_what_clients_were_told(prometheus: Prometheus, answers: dict[str, int]) -> None:
+def test_proxies_and_replicas_count_the_responses(prometheus: Prometheus, answers: dict[str, int]) -> None:
     assert answers.keys() == {"200", "400", "503"}
     assert {status: prometheus.value(_asked(status)) for status in answers} == answers
-    # The queue refuses: the replica has not seen those.
+    # The queue rejects: those do not reach the replica.
     replicas = prometheus.ask("sum by (status) (deblur_service_requests_total)")
     seen = {found["metric"]["status"]: float(found["value"][1]) for found in replicas}
     assert seen == {"200": answers["200"], "400": answers["400"]}
@@ -100,7 +100,7 @@ def test_proxies_and_replicas_count_what_clients_were_told(prometheus: Prometheu
 
 def test_labels_are_as_declared(prometheus: Prometheus, answers: dict[str, int]) -> None:
     for name, labels in RAY_SERVE.items():
-        series = prometheus.ask(f'{name}{{application!=""}}')  # requests to nowhere have none
+        series = prometheus.ask(f'{name}{{application!=""}}')  # requests to unknown paths have none
         assert series, name
         assert all(labels <= found["metric"].keys() for found in series), name
     for found in prometheus.ask('{__name__=~"deblur_service_.*"}'):
@@ -108,18 +108,18 @@ def test_labels_are_as_declared(prometheus: Prometheus, answers: dict[str, int])
         assert labels == DECLARED[found["metric"]["__name__"]] - {"namespace"}  # there are none on this machine
 
 
-def test_a_replica_is_there_and_wanted(prometheus: Prometheus, answers: dict[str, int]) -> None:
+def test_there_is_one_replica_as_targeted(prometheus: Prometheus, answers: dict[str, int]) -> None:
     restorer = '{deployment="Restorer"}'
     assert prometheus.value(f"sum(ray_serve_deployment_replica_healthy{restorer})") == 1
     assert prometheus.value(f"sum(ray_serve_autoscaling_target_replicas{restorer})") == 1
     assert prometheus.value("count(deblur_service_running)") == 1
 
 
-def test_the_alerts_see_the_refusals_and_nothing_else(prometheus: Prometheus, answers: dict[str, int]) -> None:
+def test_only_the_alert_about_rejections_fires(prometheus: Prometheus, answers: dict[str, int]) -> None:
     (group,) = [
         group
         for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]["groups"]
         if group["name"] == "deblur-service"
     ]
-    # Of this moment, without their `for`: what they would count from.
+    # Evaluated now, without their `for`.
     assert {rule["alert"] for rule in group["rules"] if prometheus.ask(rule["expr"])} == {"DeblurServiceRefusing"}

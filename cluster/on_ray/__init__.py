@@ -1,5 +1,5 @@
-"""Everything that runs on Ray: Train, Tune, Serve, tasks, and which nodes they can use.
+"""Everything that runs on Ray: Train, Tune, Serve, tasks, and the choice of nodes.
 
 May import cluster.storage, cluster.errors, cluster.gate and cluster.sync.
-Only this package and cluster.local import Ray.
+Only this package and cluster.local import Ray; only cluster.on_ray.internals uses its private API.
 """

@@ -1,36 +1,33 @@
-"""Which nodes ranks can be started on: those that are there, hold them, are free and answer; an autoscaler is asked."""
+"""Chooses nodes for ranks: alive, large enough, free and responding. Requests missing ones from the autoscaler."""
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import ray
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import InputError
-from cluster.on_ray.placement import Placement
+from cluster.on_ray import internals
+from cluster.on_ray.placement import AUTOSCALES, Placement
 from cluster.storage import preflight
 
-ANSWER_S = 15.0
-FREE_S = 10.0
+PING_TIMEOUT_S = 15.0
+SETTLE_S = 10.0  # in which nodes of a group that has just ended become free
+POLL_S = 1.0
+
+Node = dict[str, Any]
+"""An entry of `ray.nodes()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The nodes that a group of ranks is started on, and what each rank gets."""
+    """The nodes on which a group of ranks starts, and the resources of each rank."""
 
     nodes: int
     ranks_per_node: int
@@ -39,171 +36,160 @@ class Group:
 
 
 def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
-    """Waits for nodes that are free and answer, saying what is missing; returns those to start on.
+    """Waits for free, responding nodes and prints what is missing; returns the group to start.
 
-    Raises InputError where they are too few after `wait_s`.
+    Raises InputError if there are too few after `wait_s`.
     """
-    start, told, settled = time.monotonic(), None, False
-    enough_at = start
-    least, autoscaled = placement.min_nodes or placement.nodes, _autoscaled()
-    with contextlib.closing(_request_nodes(placement, with_gpus)) as asking:
+    least, autoscales = placement.min_nodes or placement.nodes, os.environ.get(AUTOSCALES) == "1"
+    start = enough_at = time.monotonic()
+    printed, settled = "", False
+    with contextlib.closing(_request_nodes(placement, with_gpus)) as requests:
         while True:
             _remove_orphaned_placement_groups()
             nodes = free_nodes(placement, with_gpus)
             now = time.monotonic()
-            waited = now - start
-            early = waited < min(FREE_S, placement.wait_s)
-            # Those of a group that has just ended are free a moment later, and need not be asked for.
+            early = now - start < min(SETTLE_S, placement.wait_s)
+            # Nodes of a group that has just ended become free in a moment, and must not be requested.
             settled = settled or not early or not _any_busy()
-            # All are asked for, also where fewer will do: those on their way at the start make room for more ranks.
-            if autoscaled and settled and len(nodes) < placement.nodes:
-                next(asking)
-            if len(nodes) >= (least if settled and not (early and autoscaled) else placement.nodes):
-                shares = [_share(node["Resources"], placement) for node in nodes]
-                fewest = min(shares, key=lambda group: (group.ranks_per_node, group.cpus_per_rank))
-                return replace(fewest, nodes=min(len(nodes), placement.nodes))
-            missing = f"{len(nodes)} of {least} nodes are there and free; " + _how_to_go_on(placement, len(nodes))
+            # All are requested, even where fewer suffice: nodes that are already on their way allow more ranks.
+            if autoscales and settled and len(nodes) < placement.nodes:
+                next(requests)
+            if len(nodes) >= (least if settled and not (early and autoscales) else placement.nodes):
+                return _group(nodes, placement)
+            missing = f"{len(nodes)} of {least} nodes are available; {_remedy(placement, len(nodes))}"
             if placement.shared_cluster and len(_fitting_nodes(placement, with_gpus, free=False)) >= least:
                 enough_at = now
             if now - enough_at > placement.wait_s:
                 raise InputError(f"waited {placement.wait_s:.0f} s: {missing}")
-            if missing != told and len(nodes) < least:
+            if missing != printed and len(nodes) < least:
                 print(f"waiting for nodes: {missing}", flush=True)
-                told = missing
-            time.sleep(1)
+                printed = missing
+            time.sleep(POLL_S)
 
 
-def free_nodes(placement: Placement, with_gpus: bool = False) -> list[dict[str, Any]]:
-    """What Ray says of the nodes that hold their ranks, do nothing else, and answer.
+def free_nodes(placement: Placement, with_gpus: bool = False) -> list[Node]:
+    """Nodes that are large enough for their ranks, idle and responding.
 
-    Where any node has GPUs, or had (`with_gpus`), those without are no place to train.
+    If any node has GPUs, or had (`with_gpus`), nodes without are not used.
     """
-    return _answering(_fitting_nodes(placement, with_gpus))
+    return _responding(_fitting_nodes(placement, with_gpus))
 
 
 def any_node(placement: Placement) -> bool:
-    """Whether any node is there that holds its ranks, busy or not."""
+    """Whether any node is large enough for its ranks, busy or not."""
     return bool(_fitting_nodes(placement, free=False))
 
 
 def count_free_slots(placement: Placement) -> int:
-    """How many groups of ranks of this placement the nodes that are free now hold beside each other."""
-    left = ray._private.state.available_resources_per_node()
+    """How many groups of ranks of this placement fit on the nodes that are free now."""
+    free = internals.available_resources_per_node()
     nodes = free_nodes(placement)
     if placement.nodes > 1:
         return len(nodes) // placement.nodes
-    shares = [(_share(node["Resources"], placement), left.get(node["NodeID"], {})) for node in nodes]
-    return sum(_groups(share, free) for share, free in shares if share)
+    shares = [(_share(node["Resources"], placement), free.get(node["NodeID"], {})) for node in nodes]
+    return sum(_count_groups(share, left) for share, left in shares if share)
+
+
+def run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef[Any]:
+    """Starts a function on a node, beside whatever runs there: it reserves nothing."""
+    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    task: ray.ObjectRef[Any] = _remote(function).options(scheduling_strategy=affinity).remote(*arguments)
+    return task
 
 
 def _remove_orphaned_placement_groups() -> None:
-    """Removes what Ray Train reserved for groups that died while they were being started.
+    """Frees what Ray Train reserved for groups that died during startup.
 
-    Ray 2.58 gives that back with the driver's end alone (tried: the placement group outlives its controller).
+    Ray 2.58 frees it only when the driver ends (tried: the placement group outlives its controller).
     """
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    for information in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(information)
-        by_the_dead = group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil()
-        gone = group.state == PlacementGroupTableData.REMOVED
-        if by_the_dead and group.creator_job_id == job and not group.is_detached and not gone:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    for group in internals.orphaned_placement_groups():
+        remove_placement_group(group)
 
 
-def _autoscaled() -> bool:
-    """Whether nodes come when they are asked for.
+def _request_nodes(placement: Placement, with_gpus: bool) -> Generator[None, None, None]:
+    """Requests nodes from the autoscaler, one check per `next`; withdraws the request when it is closed.
 
-    Ray's own record of the kinds of nodes that could come stays empty (2.58), and every cluster of KubeRay's says that
-    it has autoscaler v2. Where that is true the head, in whose pod drivers run, starts no monitor of its own.
-    """
-    start_of_head = os.environ.get("KUBERAY_GEN_RAY_START_CMD", "--no-monitor")
-    return is_autoscaler_v2(fetch_from_server=True) and "--no-monitor" in start_of_head
-
-
-def _request_nodes(placement: Placement, with_gpus: bool) -> Iterator[None]:
-    """Asks the autoscaler for nodes, one look at a time, until it is closed; nothing is left of it then.
-
-    A placement group that waits asks for distinct nodes and ends with the driver, however that ends. It reserves
-    nothing before all of its nodes are there; then it goes, for the ranks need what it has reserved.
+    A pending placement group requests distinct nodes and ends with the driver, however that ends. It reserves nothing
+    before all of its nodes exist; then it is removed, because the ranks need what it has reserved.
     """
     while True:
         for bundles in _bundle_candidates(placement, with_gpus):
             group = placement_group(bundles, strategy="STRICT_SPREAD")
             try:
-                while not (placed := _is_placed(group)) and not _is_refused(group):
+                while not (created := _is_created(group)) and not internals.is_infeasible(group, PING_TIMEOUT_S):
                     yield
             finally:
                 remove_placement_group(group)
-            if placed:
+            if created:
                 yield
                 break
 
 
 def _bundle_candidates(placement: Placement, with_gpus: bool) -> list[list[dict[str, float]]]:
-    """What nodes to ask for: the first, and the next each time that the autoscaler says it has no such nodes.
+    """What to request: the first, then the next each time the autoscaler reports the last one as infeasible.
 
-    It brings all nodes of a group or none, so that their number has to come down to what there can be, as far as to
-    `min_nodes`; and it does not say whether there can be nodes with GPUs before it was asked for some.
+    It provides all nodes of a placement group or none, so the number has to come down to what is possible, as far as
+    `min_nodes`; and whether it can provide GPUs is unknown until some were requested.
     """
     ranks = placement.ranks_per_node or 1
-    kinds = [{"CPU": ranks, "GPU": ranks}]
+    bundles: list[dict[str, float]] = [{"CPU": ranks, "GPU": ranks}]
     if not with_gpus and not _gpu_nodes():
-        kinds.append({"CPU": ranks})
+        bundles.append({"CPU": ranks})
     sizes = range(placement.nodes, (placement.min_nodes or placement.nodes) - 1, -1)
-    return [[kind] * size for kind in kinds for size in sizes]
+    return [[bundle] * size for bundle in bundles for size in sizes]
 
 
-def _is_placed(group: PlacementGroup) -> bool:
+def _is_created(group: PlacementGroup) -> bool:
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-def _is_refused(group: PlacementGroup) -> bool:
-    """Whether the autoscaler has said that it cannot bring these nodes."""
-    status = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=ANSWER_S)
-    refused = GetClusterStatusReply.FromString(status).autoscaling_state.infeasible_gang_resource_requests
-    return any(group.id.hex() in request.details for request in refused)
-
-
-def _how_to_go_on(placement: Placement, present: int) -> str:
+def _remedy(placement: Placement, present: int) -> str:
     ranks = placement.ranks_per_node
-    needs = "a GPU or a CPU" if ranks is None else f"room for {ranks} ranks"
-    fewer = f" or start with --nodes {present} or --min-nodes {present}" if present else ""
+    needs = "a GPU or a CPU" if ranks is None else f"resources for {ranks} ranks"
+    fewer = f" or use --nodes {present} or --min-nodes {present}" if present else ""
     return f"each needs {needs}; add nodes{fewer} (--wait-s {placement.wait_s:.0f})"
 
 
 def _any_busy() -> bool:
-    free = ray._private.state.available_resources_per_node()
+    free = internals.available_resources_per_node()
     return any(free.get(node["NodeID"], {}).get("CPU", 0) < node["Resources"].get("CPU", 0) for node in _alive_nodes())
 
 
-def _fitting_nodes(placement: Placement, with_gpus: bool = False, free: bool = True) -> list[dict[str, Any]]:
-    """Nodes with room for their ranks, or with `free=False` those that have it when nothing else runs there."""
-    left = ray._private.state.available_resources_per_node() if free else {}
+def _fitting_nodes(placement: Placement, with_gpus: bool = False, free: bool = True) -> list[Node]:
+    """Nodes with free resources for their ranks; with `free=False` those that would have them when idle."""
+    left = internals.available_resources_per_node() if free else {}
     gpu_nodes = _gpu_nodes()
     return [
         node
         for node in (gpu_nodes if gpu_nodes or with_gpus else _alive_nodes())
         if (share := _share(node["Resources"], placement))
-        and _groups(share, left.get(node["NodeID"], {}) if free else node["Resources"])
+        and _count_groups(share, left.get(node["NodeID"], {}) if free else node["Resources"])
     ]
 
 
-def _groups(share: Group, left: dict[str, float]) -> int:
-    """How many groups what is left of a node holds."""
+def _group(nodes: list[Node], placement: Placement) -> Group:
+    """A group on these nodes, whose ranks get what the smallest node has for each."""
+    shares = [share for node in nodes if (share := _share(node["Resources"], placement))]
+    smallest = min(shares, key=lambda share: (share.ranks_per_node, share.cpus_per_rank))
+    return replace(smallest, nodes=min(len(nodes), placement.nodes))
+
+
+def _count_groups(share: Group, left: dict[str, float]) -> int:
+    """How many groups fit into the free resources of a node."""
     needs = {"CPU": share.cpus_per_rank, "GPU": share.gpus_per_rank}
     return min(int(left.get(kind, 0) // (share.ranks_per_node * each)) for kind, each in needs.items() if each)
 
 
-def _alive_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+def _alive_nodes() -> list[Node]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _gpu_nodes() -> list[dict[str, Any]]:
+def _gpu_nodes() -> list[Node]:
     return [node for node in _alive_nodes() if node["Resources"].get("GPU")]
 
 
 def _share(resources: dict[str, float], placement: Placement) -> Group | None:
-    """What a rank of a node gets; None where the node is too small."""
+    """The ranks of one group on a node, and what each gets; None if the node is too small."""
     cpus, gpus = (int(resources.get(kind, 0)) // placement.groups_per_node for kind in ("CPU", "GPU"))
     if resources.get("GPU") and not gpus:
         return None
@@ -213,13 +199,13 @@ def _share(resources: dict[str, float], placement: Placement) -> Group | None:
     return Group(nodes=1, ranks_per_node=ranks, cpus_per_rank=cpus // ranks, gpus_per_rank=1 if gpus else 0)
 
 
-def _answering(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The nodes that run a task now: Ray lists a node for a while after it was lost, and one that is being taken."""
-    asked = {run_on(node["NodeID"], preflight.ping): node for node in nodes}
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+def _responding(nodes: list[Node]) -> list[Node]:
+    """Nodes that run a task now. Ray lists a node for a while after its loss, and one that is being preempted."""
+    pings = {run_on(node["NodeID"], preflight.ping): node for node in nodes}
+    ready, late = ray.wait(list(pings), num_returns=len(pings), timeout=PING_TIMEOUT_S) if pings else ([], [])
     for task in late:
         ray.cancel(task, force=True)
-    return [asked[task] for task in ready if _succeeded(task)]
+    return [pings[task] for task in ready if _succeeded(task)]
 
 
 @cache
@@ -227,13 +213,7 @@ def _remote(function: Callable[..., Any]) -> Any:
     return ray.remote(num_cpus=0, max_retries=0)(function)
 
 
-def run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
-    """Starts a function on a node, besides whatever runs there."""
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _remote(function).options(scheduling_strategy=there).remote(*arguments)
-
-
-def _succeeded(task: ray.ObjectRef) -> bool:
+def _succeeded(task: ray.ObjectRef[Any]) -> bool:
     try:
         ray.get(task)
     except ray.exceptions.RayError:

@@ -1,18 +1,22 @@
-"""Where ranks go; read by those who start them and by those who only ask for it."""
+"""Where ranks run. Imports no Ray: commands describe a placement without it."""
 
 from dataclasses import dataclass
 
-# In the environment of every process of a cluster whose nodes say that they have GPUs and have none: a rehearsal. Ranks
-# reserve the GPUs all the same, and compute on CPUs.
+# 1 in the environment of every process of a cluster whose nodes declare GPUs that they do not have: a rehearsal. Ranks
+# reserve these GPUs and compute on CPUs.
 LOGICAL_GPUS = "LOGICAL_GPUS"
+# 1 in the environment of drivers of a cluster with Ray's autoscaler (v2): missing nodes are requested from it. Set by
+# k8s/overlays/autoscaling; Ray has no public API that tells whether there is an autoscaler.
+AUTOSCALES = "CLUSTER_AUTOSCALES"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """`nodes` machines with `ranks_per_node` each; None: one per GPU, or one where a node has none.
+    """`nodes` machines with `ranks_per_node` ranks each; None: one per GPU, or one on a node without GPUs.
 
-    With `min_nodes` the ranks start on as few nodes as that, go on with fewer when some are lost, and with more when
-    some have come, up to `nodes`. `wait_s` is how long nodes that are missing are waited for.
+    With `min_nodes` ranks start on that many nodes or more, continue on fewer when nodes are lost, and scale up to
+    `nodes` when nodes join. `wait_s` is how long to wait for missing nodes. `groups_per_node` groups of ranks share a
+    node. On a `shared_cluster` time in which enough nodes exist but are busy does not count towards `wait_s`.
     """
 
     nodes: int = 1

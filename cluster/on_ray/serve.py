@@ -1,4 +1,4 @@
-"""A web application in replicas under Ray Serve: on this machine, or as part of a cluster's Serve configuration."""
+"""A web application in replicas under Ray Serve, on this machine or from a cluster's Serve configuration."""
 
 import contextlib
 import logging
@@ -14,20 +14,21 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import gate
 from cluster.errors import InputError
+from cluster.on_ray import internals
 
-ONGOING = 16  # requests that a replica works at; more wait in the proxy
-QUEUED = 64  # that wait in each proxy; more are refused
-TARGET = 4  # requests per replica beyond which another is started, if there may be one
+ONGOING = 16  # requests at a replica; more wait in the proxy
+QUEUED = 64  # requests that wait in each proxy; more are rejected
+TARGET = 4  # requests per replica; above it another replica is started, up to max_replicas
 APP = "app"
 
 
 class Web(Protocol):
-    """What a replica runs."""
+    """The application of one replica."""
 
     app: gate.Application
 
     def check(self) -> None:
-        """Raises where the process has to be started again."""
+        """Raises if the process has to be restarted."""
 
 
 @serve.deployment(
@@ -39,17 +40,15 @@ class Web(Protocol):
     graceful_shutdown_timeout_s=20,
 )
 @serve.ingress()
-class Replica:
+class Replica(internals.LateIngress):
     """One process of the application."""
 
     def __init__(self, make: Callable[..., Web], arguments: dict[str, Any]) -> None:
         self._web = make(**arguments)
-
-    def __serve_build_asgi_app__(self) -> gate.Application:
-        return self._web.app
+        self.asgi_app = self._web.app
 
     async def check_health(self) -> None:
-        """Asked by Serve, which replaces the replica where it raises."""
+        """Called by Serve, which replaces the replica if it raises."""
         self._web.check()
 
 
@@ -62,42 +61,45 @@ def application(
     cpus: float,
     gpus: float,
 ) -> serve.Application:
-    """The deployment `name`: `make(**arguments)` in each of up to so many replicas, as many as the load asks for."""
-    return Replica.options(
+    """The deployment `name`: `make(**arguments)` in each of up to `max_replicas`, scaled with the load."""
+    app: serve.Application = Replica.options(  # type: ignore[attr-defined]
         name=name,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         autoscaling_config=AutoscalingConfig(
             min_replicas=1, max_replicas=max_replicas, target_ongoing_requests=TARGET, upscale_delay_s=10
         ),
     ).bind(make, arguments)
+    return app
 
 
 @contextlib.contextmanager
 def served(app: serve.Application, host: str, port: int, cpus: int) -> Iterator[None]:
-    """Serves an application with a Ray of its own on this machine, as long as the context.
+    """Serves an application on this machine, with a Ray of its own, for the duration of the context.
 
-    Raises InputError where the port cannot be had, RuntimeError where no replica can be started.
+    Raises InputError if the port is not available, RuntimeError if no replica can be started.
     """
-    os.environ[gate.CALLBACK] = f"{gate.__name__}:{gate.middlewares.__name__}"
+    os.environ[internals.PROXY_MIDDLEWARES] = f"{gate.__name__}:{gate.middlewares.__name__}"
     gate.Limits.of_environment()  # raises here what would end every proxy
     _check_free(host, port)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level="WARNING", log_to_driver=True)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=True)
     try:
-        logs = LoggingConfig(log_level="WARNING", enable_access_log=False)  # or each request would be told
+        logs = LoggingConfig(log_level="WARNING", enable_access_log=False)  # else one line per request
         options = HTTPOptions(host=host, port=port)
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=logs)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.run(app, name=APP, logging_config=logs)
         yield
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 def _check_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
-            raise InputError(f"--host {host} --port {port}: cannot be listened at ({error.strerror})") from error
+            raise InputError(
+                f"--host {host} --port {port}: cannot listen ({error.strerror}); choose another"
+            ) from error

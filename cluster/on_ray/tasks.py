@@ -1,7 +1,7 @@
-"""A function for each of many items, on N nodes: independent of each other, so that none has to wait for another.
+"""A function for each of many independent items, on N nodes.
 
-An item whose process or node is lost is done again, elsewhere if need be, three times at most; what one cannot do is no
-reason not to do the others.
+An item whose process or node is lost is retried, on another node if need be, up to RETRIES times; an item that fails
+does not stop the others.
 """
 
 import time
@@ -20,23 +20,24 @@ from cluster.on_ray.launch import connected
 from cluster.on_ray.nodes import Group, any_node, free_nodes, wait_for_nodes
 from cluster.on_ray.placement import Placement
 
-AT_ONCE = 2  # items for each GPU, or each node without one: one is read or written while the other is computed
+ITEMS_AT_ONCE = 2  # per GPU, or per node without one: one is read or written while the other is computed
 RETRIES = 3
-LOOK_S = 10.0  # how often it is looked whether any node is left
+NODE_CHECK_S = 10.0  # how often to check whether any node is left
 _T = TypeVar("_T")
 _Work = Callable[[Any], Any]
+_Make = Callable[[], _Work]
 
 
-def for_each(make: Callable[[], _Work], items: Iterable[_T], placement: Placement) -> Iterator[tuple[_T, Any]]:
-    """Each item, in the order in which they are done, with what `make()(item)` returns for it.
+def for_each(make: _Make, items: Iterable[_T], placement: Placement) -> Iterator[tuple[_T, Any]]:
+    """Yields each item with the result of `make()(item)`, in the order of completion.
 
-    `make` is called once in each process. An item that cannot be done in spite of retries comes with Ray's error; what
-    the function raises by itself ends everything. Raises InputError where the cluster stays too small, or loses all of
-    its nodes, for `wait_s`.
+    `make` is called once per process. An item that fails in spite of retries comes with Ray's error; an error that the
+    function raises ends everything. Raises InputError if the cluster stays too small, or without any node, for
+    `wait_s`.
     """
     with connected():
         group, nodes = _nodes(placement)
-        slots = deque(nodes * (group.ranks_per_node * _at_once(group)))
+        slots = deque(nodes * (group.ranks_per_node * _items_at_once(group)))
         shared, waiting, running = ray.put(make), iter(items), {}
         while True:
             while slots and (item := next(waiting, None)) is not None:
@@ -44,66 +45,68 @@ def for_each(make: Callable[[], _Work], items: Iterable[_T], placement: Placemen
                 running[_start(shared, item, group, node)] = item, node
             if not running:
                 return
-            task = _next_done(list(running), placement)
+            task = _next_completed(list(running), placement)
             item, node = running.pop(task)
             slots.append(node)
             yield item, _outcome(task)
 
 
 def _nodes(placement: Placement) -> tuple[Group, list[str]]:
-    """What each gets, and their ids."""
+    """The resources of a task, and the ids of the nodes."""
     while True:
         group = wait_for_nodes(placement)
         nodes = [node["NodeID"] for node in free_nodes(placement)]
-        if len(nodes) >= group.nodes:  # else somebody took one meanwhile
+        if len(nodes) >= group.nodes:  # else another job took one in between
             return group, nodes[: group.nodes]
 
 
-def _at_once(group: Group) -> int:
-    return min(AT_ONCE, group.cpus_per_rank)
+def _items_at_once(group: Group) -> int:
+    return min(ITEMS_AT_ONCE, group.cpus_per_rank)
 
 
-def _start(shared: ray.ObjectRef, item: Any, group: Group, node: str) -> ray.ObjectRef:
-    cpus = group.cpus_per_rank // _at_once(group)
-    return _do.options(
+def _start(shared: ray.ObjectRef[_Make], item: Any, group: Group, node: str) -> ray.ObjectRef[Any]:
+    cpus = group.cpus_per_rank // _items_at_once(group)
+    task: ray.ObjectRef[Any] = _run.options(
         num_cpus=cpus,
-        num_gpus=group.gpus_per_rank / _at_once(group),
+        num_gpus=group.gpus_per_rank / _items_at_once(group),
         max_retries=RETRIES,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),  # elsewhere if it is lost
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),  # another node if it is lost
     ).remote([shared], item, cpus)
+    return task
 
 
-@ray.remote(max_calls=0)  # with a GPU Ray would end the process after each item, and its model with it
-def _do(shared: list[ray.ObjectRef], item: Any, cpus: int) -> Any:
+@ray.remote(max_calls=0)  # with a GPU Ray would end the process, and lose its model, after each item
+def _run(shared: list[ray.ObjectRef[_Make]], item: Any, cpus: int) -> Any:
     torch.set_num_threads(cpus)
-    return _made(shared[0])(item)
+    return _work(shared[0])(item)
 
 
 @lru_cache(maxsize=1)
-def _made(shared: ray.ObjectRef) -> _Work:
-    return ray.get(shared)()
+def _work(shared: ray.ObjectRef[_Make]) -> _Work:
+    work: _Work = ray.get(shared)()
+    return work
 
 
-def _next_done(running: list[ray.ObjectRef], placement: Placement) -> ray.ObjectRef:
-    """A task that has ended. Nodes that are lost are waited for as at the start; others are no reason to wait here."""
-    alone_since, told = time.monotonic(), False
+def _next_completed(running: list[ray.ObjectRef[Any]], placement: Placement) -> ray.ObjectRef[Any]:
+    """A completed task. Waits `wait_s` for lost nodes, as at the start; busy nodes do not count as lost."""
+    seen_at, printed = time.monotonic(), False
     while True:
-        done, _ = ray.wait(running, timeout=LOOK_S)
-        if done:
-            return done[0]
+        completed, _ = ray.wait(running, timeout=NODE_CHECK_S)
+        if completed:
+            return completed[0]
         now = time.monotonic()
         if any_node(placement):
-            alone_since, told = now, False
-        elif now - alone_since > placement.wait_s:
+            seen_at, printed = now, False
+        elif now - seen_at > placement.wait_s:
             raise InputError(
-                f"no node has been there for {placement.wait_s:.0f} s; the same command goes on (--wait-s)"
+                f"no nodes for {placement.wait_s:.0f} s (--wait-s); add nodes and repeat the command, which continues"
             )
-        elif not told:
-            print("waiting for nodes: none is there; add some", flush=True)
-            told = True
+        elif not printed:
+            print("waiting for nodes: none left; add nodes", flush=True)
+            printed = True
 
 
-def _outcome(task: ray.ObjectRef) -> Any:
+def _outcome(task: ray.ObjectRef[Any]) -> Any:
     try:
         return ray.get(task)
     except RayTaskError as error:

@@ -1,4 +1,4 @@
-"""A Kubernetes cluster rehearsed on one machine: manifests read as KubeRay reads them, nodes in network namespaces.
+"""A Kubernetes cluster rehearsed on one machine: reads manifests as KubeRay does, isolates nodes by network namespaces.
 
 May import cluster.errors.
 """

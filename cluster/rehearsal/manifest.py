@@ -1,8 +1,8 @@
-"""What KubeRay makes of a RayCluster: the command and the environment of the Ray container of each pod.
+"""What KubeRay makes of a RayCluster: command and environment of the Ray container of each pod.
 
-Our reading of KubeRay 1.7 (ray-operator/controllers/ray/common/pod.go), for those who start nodes without Kubernetes.
-Of a manifest it leaves out: probes, volumes, security contexts, commands of the containers' own, TPU and Neuron
-resources, TLS, fault tolerance of the head, and the container of the autoscaler.
+Our reading of KubeRay 1.7 (ray-operator/controllers/ray/common/pod.go), to start nodes without Kubernetes. It ignores
+probes, volumes, security contexts, custom commands, TPU and Neuron resources, TLS, fault tolerance of the head, and the
+autoscaler's container.
 """
 
 import base64
@@ -20,31 +20,31 @@ import yaml
 
 from cluster.errors import InputError
 
-GCS_PORT = "6379"  # unless the head's parameters name another
+GCS_PORT = "6379"  # unless set in the head's parameters
 
-# In an environment, for what is known when the pod starts.
+# Placeholders for what is known when the pod starts.
 _POD_NAME = "<metadata.name>"
 _POD_IP = "<status.podIP>"
 
-# `ray start` takes a value for these; all other parameters that are true or false are switches.
-_NO_SWITCHES = ("include-dashboard", "include-log-monitor", "log-color")
-# KubeRay sets these unless the container does.
-_YIELDING = {
+# `ray start` takes a value for these; all other boolean parameters are switches.
+_BOOLEAN_OPTIONS = ("include-dashboard", "include-log-monitor", "log-color")
+# KubeRay sets these only if the container does not.
+_DEFAULTS = {
     "RAY_ADDRESS",
     "RAY_AUTH_MODE",
     "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE",
     "RAY_PORT",
     "RAY_USAGE_STATS_KUBERAY_IN_USE",
 }
-# Beside those of every cluster, where Ray Serve runs.
-_OF_SERVICES = {
+# Additional variables of a RayService.
+_SERVICE_ENVIRONMENT = {
     "RAY_timeout_ms_task_wait_for_death_info": "0",
     "RAY_gcs_server_request_timeout_seconds": "5",
     "RAY_SERVE_KV_TIMEOUT_S": "5",
 }
-_YIELDING |= _OF_SERVICES.keys()
+_DEFAULTS |= _SERVICE_ENVIRONMENT.keys()
 _CLUSTERS = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
-"""Where in its spec a kind has the cluster's; None: it is the cluster's."""
+"""The field of a kind's spec that holds the cluster's spec; None: the spec itself."""
 _KINDS = {
     "configMapRef": "ConfigMap",
     "configMapKeyRef": "ConfigMap",
@@ -66,30 +66,30 @@ class Pod:
     group: str
     replicas: int
     start: Values
-    """Parameters of `ray start`; switches are true or false."""
+    """Parameters of `ray start`; "true" or "false" for switches."""
     environment: Values
 
     @property
     def gpus(self) -> int:
-        """How many each says it has."""
+        """How many each pod declares."""
         return int(self.start.get("num-gpus", "0"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The pods of a RayCluster. Where they name the head, they name its service."""
+    """The pods of a RayCluster. They address the head by the name of its service."""
 
     name: str
     namespace: str = "default"
     service: str
     head: Pod
     workers: tuple[Pod, ...]
-    """One for each group."""
+    """One per group."""
     token: bool = False
-    """Whether every request has to show a token."""
+    """Whether requests are authenticated by a token."""
 
-    def settled(self, values: Values, *, head: str, name: str, address: str) -> Values:
-        """Parameters or environment of the pod of that name and address, with the head's address for its service."""
+    def resolved(self, values: Values, *, head: str, name: str, address: str) -> Values:
+        """Parameters or environment of the pod `name` at `address`; the head's address replaces its service."""
         service = self.service.partition(".")[0]
         pattern = rf"(?<![\w.-]){service}(\.{self.namespace}(\.svc(\.cluster\.local)?)?)?(?![\w.-])"
         known = {_POD_NAME: name, _POD_IP: address}
@@ -100,10 +100,10 @@ class Cluster:
 
 
 def read_cluster(path: Path, shell: Mapping[str, str], head: Values, workers: Values) -> Cluster:
-    """The one RayCluster of a file, or the one of its RayJob or RayService.
+    """The RayCluster of a file, or that of its RayJob or RayService.
 
-    `head` and `workers` are parameters that win over the file's rayStartParams; a variable of `shell` wins over the
-    value that a ConfigMap or a Secret has for it. Raises InputError where the file says too little to start the pods.
+    `head` and `workers` are parameters that override rayStartParams; variables of `shell` override those of ConfigMaps
+    and Secrets. Raises InputError if the pods cannot be started from the file.
     """
     try:
         documents = _documents(path)
@@ -121,14 +121,14 @@ def read_cluster(path: Path, shell: Mapping[str, str], head: Values, workers: Va
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: KubeRay expects more ({error!r}); see `kubectl apply --dry-run=server`") from error
+        raise InputError(f"{path}: invalid for KubeRay ({error!r}); see `kubectl apply --dry-run=server`") from error
 
 
 def start_command(start: Values, *, is_head: bool) -> str:
-    """The `ray start` of a pod, as a shell takes it (generateRayStartCommand, convertParamMap)."""
+    """The `ray start` command of a pod, quoted for a shell (generateRayStartCommand, convertParamMap)."""
     parts = ["ray start --head" if is_head else "ray start"]
     for key, value in sorted(start.items()):
-        if value.lower() not in ("true", "false") or key in _NO_SWITCHES:
+        if value.lower() not in ("true", "false") or key in _BOOLEAN_OPTIONS:
             parts.append(f"--{key}={value}")
         elif value.lower() == "true":
             parts.append(f"--{key}")
@@ -142,7 +142,7 @@ def _documents(path: Path) -> list[Object]:
     try:
         return [document for document in yaml.safe_load_all(path.read_text()) if document]
     except OSError as error:
-        raise InputError(f"{error.strerror}; name a file, or /dev/stdin behind `kubectl kustomize`") from error
+        raise InputError(f"{error.strerror}; give a file, or /dev/stdin after `kubectl kustomize ... |`") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"not YAML: {' '.join(str(error).split())}") from error
 
@@ -150,28 +150,29 @@ def _documents(path: Path) -> list[Object]:
 def _owner(documents: list[Object]) -> Object:
     found = [document for document in documents if document.get("kind") in _CLUSTERS]
     if len(found) != 1:
-        raise InputError(f"has {len(found)} objects of kind {', '.join(_CLUSTERS)}; name a file that has one")
+        raise InputError(f"has {len(found)} objects of kind {', '.join(_CLUSTERS)}; give a file with exactly one")
     return found[0]
 
 
 def _spec(owner: Object) -> Object:
     field = _CLUSTERS[owner["kind"]]
-    return owner["spec"][field] if field else owner["spec"]
+    spec: Object = owner["spec"][field] if field else owner["spec"]
+    return spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Context:
-    """What the pods of a cluster share."""
+    """What is common to the pods of a cluster."""
 
     name: str
     namespace: str
     service: str
     port: str
     token: bool
-    serves: bool
-    """Whether it is that of a RayService."""
+    is_service: bool
+    """Whether it belongs to a RayService."""
     values: dict[tuple[str, str], Values]
-    """Of ConfigMaps and Secrets, by kind and name."""
+    """Data of ConfigMaps and Secrets by kind and name."""
     shell: Mapping[str, str]
 
 
@@ -183,11 +184,11 @@ def _context(owner: Object, documents: list[Object], shell: Mapping[str, str], h
         name=name,
         namespace=namespace,
         service=f"{service}.{namespace}.svc.cluster.local",
-        port=(_given(of_head) | head).get("port", GCS_PORT),
+        port=(_start_params(of_head) | head).get("port", GCS_PORT),
         token=(_spec(owner).get("authOptions") or {}).get("mode") == "token",
-        serves=owner["kind"] == "RayService",
+        is_service=owner["kind"] == "RayService",
         values={
-            (document["kind"], document["metadata"]["name"]): _held(document)
+            (document["kind"], document["metadata"]["name"]): _data(document)
             for document in documents
             if document.get("kind") in ("ConfigMap", "Secret")
             and document["metadata"].get("namespace", "default") == namespace
@@ -196,7 +197,7 @@ def _context(owner: Object, documents: list[Object], shell: Mapping[str, str], h
     )
 
 
-def _held(document: Object) -> Values:
+def _data(document: Object) -> Values:
     data = _texts(document.get("data"))
     if document["kind"] == "ConfigMap":
         return data
@@ -240,30 +241,36 @@ def _worker(context: _Context, group: Object, parameters: Values) -> Pod:
 
 
 def _replicas(group: Object) -> int:
-    """GetWorkerGroupDesiredReplicas: minReplicas and maxReplicas are kept to, whatever replicas is."""
+    """`replicas` within minReplicas and maxReplicas (GetWorkerGroupDesiredReplicas)."""
     if group.get("suspend"):
         return 0
-    wanted = max(group.get("replicas") or 0, group.get("minReplicas") or 0)
-    return int(min(wanted, group.get("maxReplicas", wanted)) * group.get("numOfHosts", 1))
+    replicas = max(int(group.get("replicas") or 0), int(group.get("minReplicas") or 0))
+    return min(replicas, int(group.get("maxReplicas", replicas))) * int(group.get("numOfHosts", 1))
 
 
 # ---- parameters of `ray start`
 
 
-def _given(group: Object) -> Values:
+def _start_params(group: Object) -> Values:
     return _texts(group.get("rayStartParams"))
 
 
 def _parameters(group: Object) -> Values:
-    """What both kinds of pods have (setMissingRayStartParams, updateRayStartParamsResources, ...Labels)."""
+    """Common to head and workers (setMissingRayStartParams, updateRayStartParamsResources, ...Labels)."""
     missing = {"metrics-export-port": "8080", "dashboard-agent-listen-port": "52365"}
     labels = ",".join(f"{key}={value}" for key, value in sorted((group.get("labels") or {}).items()))
-    explicit = _of_group(group.get("resources") or {}) | ({"labels": labels} if labels else {})
-    return missing | _of_container(_container(group["template"])) | _given(group) | explicit | {"block": "true"}
+    explicit = _group_resources(group.get("resources") or {}) | ({"labels": labels} if labels else {})
+    return (
+        missing
+        | _container_resources(_container(group["template"]))
+        | _start_params(group)
+        | explicit
+        | {"block": "true"}
+    )
 
 
-def _of_container(container: Object) -> Values:
-    """What its limits say, and of requests the CPUs."""
+def _container_resources(container: Object) -> Values:
+    """From its limits, and for CPUs from its requests if there is no limit."""
     limits = (container.get("resources") or {}).get("limits") or {}
     requests = (container.get("resources") or {}).get("requests") or {}
     found = {
@@ -276,8 +283,8 @@ def _of_container(container: Object) -> Values:
     return {key: str(math.ceil(value)) for key, value in found.items() if value}
 
 
-def _of_group(resources: Object) -> Values:
-    """The group's own field `resources`."""
+def _group_resources(resources: Object) -> Values:
+    """From the group's own field `resources`."""
     names = {key: _RESOURCES.get(key.lower(), "num-gpus" if _is_gpu(key.lower()) else "") for key in resources}
     found = {name: str(math.ceil(quantity(resources[key]))) for key, name in names.items() if name}
     others = {key: float(quantity(resources[key])) for key, name in sorted(names.items()) if not name}
@@ -289,10 +296,10 @@ def _is_gpu(resource: str) -> bool:
 
 
 def quantity(text: str | int | float) -> Decimal:
-    """A quantity of Kubernetes: 8, 0.5, 500m, 32Gi, 1e3."""
+    """A Kubernetes quantity: 8, 0.5, 500m, 32Gi, 1e3."""
     parts = re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|(\D*))", str(text))
     if parts is None or (parts[3] or "") not in _SUFFIXES:
-        raise InputError(f"{text} is no quantity; write one such as 8, 500m or 32Gi")
+        raise InputError(f"{text} is not a quantity; write one such as 8, 500m or 32Gi")
     return Decimal(parts[1] + (parts[2] or "")) * _SUFFIXES[parts[3] or ""]
 
 
@@ -312,30 +319,31 @@ def _added(context: _Context, group: str, address: str, command: str) -> Values:
         "RAY_USAGE_STATS_KUBERAY_IN_USE": "1",
         "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
     }
-    if context.serves:
-        added |= _OF_SERVICES
+    if context.is_service:
+        added |= _SERVICE_ENVIRONMENT
     if context.token:
         added["RAY_AUTH_MODE"] = "token"
     return added
 
 
 def _environment(context: _Context, template: Object, added: Values, labels: Values) -> Values:
-    """What the first container gets: of two values for a name the later, `env` after `envFrom`."""
+    """Of the first container. Later values override earlier ones, and `env` overrides `envFrom`."""
     container = _container(template)
     fields = _fields(context, added["RAY_NODE_TYPE_NAME"], template, labels)
     found: Values = {}
     for source in container.get("envFrom") or []:
-        found |= _all_of(context, source)
+        found |= _sourced(context, source)
     names = {entry["name"] for entry in container.get("env") or []}
     for entry in container.get("env") or []:
         value = _value(context, entry, fields)
         if value is not None:
-            found[entry["name"]] = _expanded(value, found) if "valueFrom" not in entry else value
-    return found | {name: value for name, value in added.items() if name not in names & _YIELDING}
+            found[entry["name"]] = _expand(value, found) if "valueFrom" not in entry else value
+    return found | {name: value for name, value in added.items() if name not in names & _DEFAULTS}
 
 
 def _container(template: Object) -> Object:
-    return template["spec"]["containers"][0]  # KubeRay's rule: the first is Ray's
+    container: Object = template["spec"]["containers"][0]  # KubeRay's rule: the first is Ray's
+    return container
 
 
 def _fields(context: _Context, group: str, template: Object, labels: Values) -> Values:
@@ -346,7 +354,7 @@ def _fields(context: _Context, group: str, template: Object, labels: Values) -> 
 
 
 def _value(context: _Context, entry: Object, fields: Values) -> str | None:
-    """Of an entry of `env`; None if what it refers to is optional and missing."""
+    """Of an entry of `env`; None if it refers to something optional that is missing."""
     name = entry["name"]
     if "valueFrom" not in entry:
         return str(entry.get("value", ""))
@@ -354,29 +362,29 @@ def _value(context: _Context, entry: Object, fields: Values) -> str | None:
     if kind == "fieldRef" and reference["fieldPath"] in fields:
         return fields[reference["fieldPath"]]
     if kind not in _KINDS:
-        raise InputError(f"env {name}: {kind} {reference} has no meaning here; write a value")
-    held = context.values.get((_KINDS[kind], reference["name"]), {})
-    value = context.shell.get(name, held.get(reference["key"]))
+        raise InputError(f"env {name}: {kind} {reference} is not supported here; write a value")
+    data = context.values.get((_KINDS[kind], reference["name"]), {})
+    value = context.shell.get(name, data.get(reference["key"]))
     if value is None and not reference.get("optional"):
         raise InputError(
-            f"env {name}: no {_KINDS[kind]} {reference['name']} with {reference['key']} is in the file; "
-            f"add it, or set {name} in your shell"
+            f"env {name}: the file has no {_KINDS[kind]} {reference['name']} with the key {reference['key']}; add it, "
+            f"or set {name} in your shell"
         )
     return value
 
 
-def _all_of(context: _Context, source: Object) -> Values:
-    """Of an entry of `envFrom`."""
+def _sourced(context: _Context, source: Object) -> Values:
+    """The variables of an entry of `envFrom`."""
     ((kind, reference),) = [(key, value) for key, value in source.items() if key != "prefix"]
-    held = context.values.get((_KINDS[kind], reference["name"]))
-    if held is None and not reference.get("optional"):
-        raise InputError(f"envFrom: no {_KINDS[kind]} {reference['name']} is in the file; add it, or make it optional")
-    named = {source.get("prefix", "") + key: value for key, value in (held or {}).items()}
-    return {name: context.shell.get(name, value) for name, value in named.items()}
+    data = context.values.get((_KINDS[kind], reference["name"]))
+    if data is None and not reference.get("optional"):
+        raise InputError(f"envFrom: the file has no {_KINDS[kind]} {reference['name']}; add it, or make it optional")
+    variables = {source.get("prefix", "") + key: value for key, value in (data or {}).items()}
+    return {name: context.shell.get(name, value) for name, value in variables.items()}
 
 
-def _expanded(value: str, known: Values) -> str:
-    """With $(NAME) replaced by what was set before; $$ is a dollar."""
+def _expand(value: str, known: Values) -> str:
+    """Replaces $(NAME) by variables set before; $$ is a dollar."""
 
     def replacement(found: re.Match[str]) -> str:
         return "$" if found[0] == "$$" else known.get(found[1], found[0])

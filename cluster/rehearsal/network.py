@@ -1,4 +1,4 @@
-"""Where the nodes of one machine run: on it as it is, or in network namespaces on a bridge (root, iproute2)."""
+"""Where the nodes on this machine run: directly, or in network namespaces on a bridge (needs root and iproute2)."""
 
 import contextlib
 import ipaddress
@@ -13,26 +13,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a node runs; a namespace and the outer end of its link have the place's name."""
+    """Where a node runs. If isolated, its namespace and the outer end of its link have the same name."""
 
     name: str
     address: str
     isolated: bool
 
     def command(self) -> list[str]:
-        """What a command has to begin with to run here."""
+        """The prefix of a command that runs here."""
         return ["ip", "netns", "exec", self.name] if self.isolated else []
 
     def cut(self) -> None:
-        """Takes the link down: what runs here runs on, but nobody hears of it."""
+        """Takes the link down: processes keep running, but are unreachable."""
         if not self.isolated:
-            raise RuntimeError(f"{self.name} has no link of its own to cut; start the cluster with isolated=True")
+            raise RuntimeError(f"{self.name} has no link to cut; start the cluster with isolated=True")
         _ip("link", "set", self.name, "down")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A bridge of this machine, and the namespaces that are linked to it."""
+    """A bridge on this machine, and the namespaces linked to it."""
 
     name: str
     subnet: ipaddress.IPv4Network
@@ -44,12 +44,12 @@ class Network:
         return str(self.subnet[1])
 
     def add(self, number: int) -> Place:
-        """A new namespace with a link, eth0, to the bridge. Without a default route: nothing outside is needed."""
+        """A new namespace with a link, eth0, to the bridge. It has no default route: nodes reach only this machine."""
         place = Place(name=f"{self.name}-{number}", address=str(self.subnet[number + 2]), isolated=True)
         _ip("netns", "add", place.name)
         self.stack.callback(_ip, "netns", "delete", place.name)
         _ip("link", "add", place.name, "type", "veth", "peer", "name", "eth0", "netns", place.name)
-        # It would go with the namespace, but some time later.
+        # The kernel deletes it with the namespace, but asynchronously.
         self.stack.callback(_ip, "link", "delete", place.name)
         _ip("link", "set", place.name, "master", self.name, "up")
         _ip("-n", place.name, "address", "add", f"{place.address}/24", "dev", "eth0")
@@ -60,7 +60,7 @@ class Network:
 
 @contextlib.contextmanager
 def new_network(name: str) -> Iterator[Network]:
-    """A bridge of that name on a subnet that nobody here uses; it and all on it end with the context."""
+    """A bridge on an unused subnet; deleted with all its namespaces at the end of the context."""
     with contextlib.ExitStack() as stack:
         network = Network(name=name, subnet=_free_subnet(), stack=stack)
         _ip("link", "add", name, "type", "bridge")
@@ -71,7 +71,7 @@ def new_network(name: str) -> Iterator[Network]:
 
 
 def can_isolate() -> bool:
-    """Whether this process may make bridges and network namespaces: it tries."""
+    """Whether this process can create bridges and network namespaces, by trying."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     try:
@@ -83,7 +83,7 @@ def can_isolate() -> bool:
 
 
 def new_name() -> str:
-    """A name for a network: short, as with a place's number it names an interface, which ends at 15 characters."""
+    """A short name for a network: with a node's number it names an interface, which allows 15 characters."""
     return f"ray{secrets.token_hex(3)}"
 
 

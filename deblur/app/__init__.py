@@ -1,4 +1,4 @@
-"""One replica of the web app: the service, its page, batches of requests.
+"""One replica of the web app: HTTP endpoints, page, dynamic batching.
 
 May import deblur.inference, deblur.data, deblur.models, deblur.config and cluster.
 """

@@ -1,7 +1,17 @@
-"""Pieces of pictures that are restored at the same time, in batches on one device.
+"""Dynamic batching of pieces of pictures on one device.
 
-Nothing waits for company: what came while the device was busy, and is of one kind, goes together. So a picture that
-comes alone is not delayed, and the batches grow with the load.
+A batch is what arrived while the device was busy and has the same kind, oldest first, up to a number of pixels. No
+piece waits for others, so batches grow with the load and a single picture is not delayed.
+
+`serve.batch` of Ray Serve (2.58.1) cannot do this, `batch_size_fn` included:
+
+- without a wait (`batch_wait_timeout_s=0`) it makes batches as items arrive, not when the device becomes free: six
+  items that arrive while it is busy become six batches; with a wait it delays single pictures;
+- it does not group by kind. A `batch_size_fn` that rejects mixed batches puts the odd item at the end of the queue,
+  which yields batches of one and loses the order;
+- an item larger than `max_batch_size` is an error.
+
+It also needs a replica around it, while this runs without Ray (benchmarks, tests).
 """
 
 import logging
@@ -17,26 +27,25 @@ from torch import Tensor
 from deblur.inference.pieces import Piece
 from deblur.inference.tiles import MAX_PIXELS
 
-# On CPUs a piece of 256x256 keeps the cores busy, and more of them in a batch only leave the caches
-# (benchmarks/README.md).
+# On CPUs one piece of 256x256 keeps the cores busy, and larger batches only miss the caches (benchmarks/README.md).
 MAX_CPU_PIXELS = 256 * 256
 _log = logging.getLogger(__name__)
 Run = Callable[[Sequence[Piece]], list[Tensor]]
 
 
 def most_pixels(device: torch.device | str) -> int:
-    """Of a batch on that device."""
+    """The limit of a batch on that device."""
     return MAX_CPU_PIXELS if torch.device(device).type == "cpu" else MAX_PIXELS
 
 
 class Batcher:
-    """Gives pieces to a device, from any thread."""
+    """Computes pieces on a device in a thread of its own; thread-safe."""
 
     def __init__(self, run: Run, max_pixels: int) -> None:
-        """`run` is called in a thread of the batcher's, with pieces of one kind and of `max_pixels` together at most.
+        """`run` gets pieces of one kind with at most `max_pixels` in total; a single piece may have more.
 
-        A single piece may have more. What `run` raises comes out of each piece of the batch; but out of memory, pieces
-        are tried one by one.
+        What `run` raises is the error of each piece of the batch; after torch.OutOfMemoryError pieces are retried one
+        by one.
         """
         self._run, self._max_pixels = run, max_pixels
         self._waiting: deque[tuple[Piece, Future[Tensor]]] = deque()
@@ -44,14 +53,14 @@ class Batcher:
         self._closed = False
         self.batches, self.pieces = 0, 0  # computed so far
         self.failure: Exception | None = None
-        """The error after which the device is of no use; the process has to be started again."""
+        """The error after which the device is unusable and the process has to be restarted."""
         self.busy_since: float | None = None
-        """When the batch that is computed now was begun, by time.monotonic."""
+        """When the current batch started, by time.monotonic; None if idle."""
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     def submit(self, piece: Piece) -> Future[Tensor]:
-        """What `run` makes of a piece, later. A cancelled piece that still waits is not computed."""
+        """The result of `run` for a piece. A piece that is cancelled while it waits is not computed."""
         future: Future[Tensor] = Future()
         with self._changed:
             self._waiting.append((piece, future))
@@ -59,7 +68,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Ends the thread after the batch that it is at; pieces that wait are cancelled."""
+        """Ends the thread after the current batch; cancels pieces that wait."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -69,10 +78,10 @@ class Batcher:
 
     def _work(self) -> None:
         while self._compute_next():
-            pass  # in a function of its own, so that nothing of a batch is kept while the next is waited for
+            pass  # a function of its own, so that no batch is kept alive while waiting for the next
 
     def _compute_next(self) -> bool:
-        """Computes a batch; False at the end."""
+        """Computes a batch; False if there is none because the batcher is closed."""
         batch = self._next()
         self.busy_since = time.monotonic()
         try:
@@ -88,17 +97,17 @@ class Batcher:
         return bool(batch)
 
     def _next(self) -> list[tuple[Piece, Future[Tensor]]]:
-        """The piece that has waited longest, and those of its kind; waits for one. Empty when closed."""
+        """Waits for a piece; returns the oldest and others of its kind. Empty when closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return []
                 first = self._waiting[0][0]
-                room = max(1, self._max_pixels // first.num_pixels)
-                batch = [entry for entry in self._waiting if entry[0].kind == first.kind][:room]
-                taken = {id(entry) for entry in batch}
-                self._waiting = deque(entry for entry in self._waiting if id(entry) not in taken)
+                limit = max(1, self._max_pixels // first.num_pixels)
+                batch = [entry for entry in self._waiting if entry[0].kind == first.kind][:limit]
+                batched = {id(entry) for entry in batch}
+                self._waiting = deque(entry for entry in self._waiting if id(entry) not in batched)
                 if batch := [entry for entry in batch if entry[1].set_running_or_notify_cancel()]:
                     return batch
 
@@ -109,10 +118,10 @@ class Batcher:
             results = self._run([piece for piece, _ in batch])
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                batch[0][1].set_exception(error.with_traceback(None))  # its frames hold the activations alive
+                batch[0][1].set_exception(error.with_traceback(None))  # its frames keep the activations alive
                 return
             results = None
-        if results is None:  # after the handler: the error holds the memory
+        if results is None:  # outside of the handler, where the error would keep the memory
             torch.cuda.empty_cache()
             for entry in batch:
                 self._compute([entry])

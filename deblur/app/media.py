@@ -1,10 +1,10 @@
-"""What travels over HTTP: which types of pictures come and go, and which one a client is answered with."""
+"""Media types of requests and responses, and content negotiation."""
 
 from deblur.inference.photograph import Photograph, obstacle
 
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 TYPES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""By Pillow's names. A phone's MPO is a JPEG with more behind it."""
+"""By Pillow's format. A phone's MPO is a JPEG with more data behind it."""
 
 
 class NotAcceptable(ValueError):
@@ -12,27 +12,27 @@ class NotAcceptable(ValueError):
 
 
 def answer_type(accept: str | None, given: str, photograph: Photograph) -> str:
-    """The type that a client likes best, of those that can hold the photograph; the `given` one where it likes several.
+    """The media type that a client prefers of those that can hold the photograph; `given` among equals.
 
     Raises NotAcceptable with the reason.
     """
-    liked = {kind: quality(kind, accept or "*/*") for kind in sorted(SUFFIXES, key=lambda kind: kind != given)}
-    accepted = sorted((kind for kind in liked if liked[kind] > 0), key=lambda kind: -liked[kind])
+    qualities = {kind: quality(kind, accept or "*/*") for kind in sorted(SUFFIXES, key=lambda kind: kind != given)}
+    accepted = sorted((kind for kind in qualities if qualities[kind] > 0), key=lambda kind: -qualities[kind])
     if not accepted:
-        raise NotAcceptable(f"Accept is {accept}; the answer can be {', '.join(SUFFIXES)}")
+        raise NotAcceptable(f"Accept is {accept}; it must include one of {', '.join(SUFFIXES)}")
     for kind in accepted:
         if not (reason := obstacle(photograph, SUFFIXES[kind])):
             return kind
-    raise NotAcceptable(f"Accept is {accept}, but the picture {reason}; accept image/png, too")
+    raise NotAcceptable(f"Accept is {accept}, but the picture {reason}; accept image/png as well")
 
 
 def quality(kind: str, accept: str) -> float:
-    """How much a client likes a type, 0 where not at all; of ranges the most specific counts (RFC 9110, 12.5.1)."""
-    liked = {}
+    """The q-value of a media type, 0 if it is not accepted; the most specific range counts (RFC 9110, 12.5.1)."""
+    weights = {}
     for part in accept.split(","):
         media_range, *parameters = (text.strip().lower() for text in part.split(";"))
-        liked[media_range] = next((_weight(text) for text in parameters if text.startswith("q=")), 1.0)
-    return next((liked[media_range] for media_range in (kind, "image/*", "*/*") if media_range in liked), 0.0)
+        weights[media_range] = next((_weight(text) for text in parameters if text.startswith("q=")), 1.0)
+    return next((weights[media_range] for media_range in (kind, "image/*", "*/*") if media_range in weights), 0.0)
 
 
 def _weight(parameter: str) -> float:

@@ -1,7 +1,7 @@
-"""The app that removes blur, for one replica: POST /restore, the page, and what operators ask. Knows no Ray.
+"""The web application of one replica: POST /restore, the page, and endpoints for operators. Knows no Ray.
 
-Nothing is stored. Memory is bounded: pictures that wait are compressed, and those that are decoded have at most
-`max_pixels` together.
+Nothing is stored. Memory is bounded: pictures wait in compressed form, and decoded ones have at most `max_pixels` in
+total.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from torch import nn
 
 from cluster.errors import InputError
-from cluster.exporter import Numbers
+from cluster.exporter import Metrics
 from cluster.gate import Limits
 from deblur.app.batching import Batcher, most_pixels
 from deblur.app.media import SUFFIXES, TYPES, NotAcceptable, answer_type
@@ -31,12 +31,12 @@ from deblur.inference.photograph import read_photograph, write_photograph
 from deblur.inference.pieces import PieceRunner
 from deblur.inference.tiles import advance, restoring
 
-NAME = "The picture"  # in what people are told
-STUCK_S = 300.0  # no batch takes so long
+NAME = "The picture"  # in messages to users
+STUCK_S = 300.0  # longer than any batch takes
 _PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
 _PAGE |= {"/page.js": ("page.js", "text/javascript")}
 _HEADERS = {
-    # The page talks to this app and to nobody else, and nobody frames it.
+    # The page connects to this app only, and cannot be framed.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -55,37 +55,38 @@ class Web:
         self,
         generator: nn.Module,
         device: torch.device | str,
-        numbers: Numbers,
+        metrics: Metrics,
         *,
         max_pixels: int = MAX_PIXELS,
         max_bytes: int,
     ) -> None:
-        """`generator` in eval mode, on the device; `numbers` of telemetry.SERVICE are kept up to date.
+        """`generator` in eval mode, on the device; `metrics` of the table SERVICE are kept up to date.
 
         max_pixels  of one picture, and of all that are decoded at the same time; each takes about 30 bytes of memory
-        max_bytes   of one picture, for the page to say; who stands before the app keeps to it (cluster/gate.py)
+        max_bytes   of one picture, shown by the page; enforced in front of the app (cluster/gate.py)
         """
         self._runner = PieceRunner(generator, device)
         self._batcher = Batcher(self._runner.run, most_pixels(device))
-        self._room, self._max_pixels, self._max_bytes = Room(max_pixels), max_pixels, max_bytes
-        self._numbers, self._running = numbers, 0
-        numbers.live = self._live
+        self._decoded = WeightedSemaphore(max_pixels)
+        self._max_pixels, self._max_bytes = max_pixels, max_bytes
+        self._metrics, self._running = metrics, 0
+        metrics.pull = self._live
         routes = [Route(path, _file(name, kind)) for path, (name, kind) in _PAGE.items()]
         routes += [Route("/restore", self._restore, methods=["POST"]), Route("/limits", self._limits)]
         routes += [Route("/healthz", self._health), Route("/readyz", self._health)]
         self.app = Starlette(routes=routes)
 
     def check(self) -> None:
-        """Raises RuntimeError where the device has failed, or hangs: the process has to be started again."""
-        if reason := self._trouble():
+        """Raises RuntimeError if the device has failed or hangs, so that the process has to be restarted."""
+        if reason := self._device_error():
             raise RuntimeError(reason)
 
-    def _trouble(self) -> str:
+    def _device_error(self) -> str:
         since = self._batcher.busy_since
         if self._batcher.failure:
             return f"The device failed: {self._batcher.failure}"
         if since and time.monotonic() - since > STUCK_S:
-            return f"The device has been busy with one batch for more than {STUCK_S:g} s"
+            return f"The device has been computing one batch for more than {STUCK_S:g} s"
         return ""
 
     def close(self) -> None:
@@ -95,55 +96,55 @@ class Web:
     async def _restore(self, request: Request) -> Response:
         self._running += 1
         try:
-            response = await self._answer(request)
+            response = await self._respond(request)
         except (HTTPException, InputError, NotAcceptable) as error:
-            response = _sentence(error)
+            response = _rejection(error)
         except Exception:
-            _log.exception("a picture could not be restored")
-            sentence = "The picture could not be restored now; send it again."
-            response = PlainTextResponse(sentence, 503, {"Retry-After": str(Limits.retry_after_s)})
+            _log.exception("restoring a picture failed")
+            message = "The picture could not be restored now; send it again."
+            response = PlainTextResponse(message, 503, {"Retry-After": str(Limits.retry_after_s)})
         finally:
             self._running -= 1
-        self._numbers.add("deblur_service_requests_total", 1, str(response.status_code))
+        self._metrics.add("deblur_service_requests_total", 1, str(response.status_code))
         return response
 
-    async def _answer(self, request: Request) -> Response:
+    async def _respond(self, request: Request) -> Response:
         _check_type(request.headers.get("content-type", ""))
-        data, laps = await request.body(), _Laps()
-        given, pixels = await _in_thread(_inspected, data, self._max_pixels)
-        async with self._room.taken(pixels):
-            laps.end("wait")
+        data, timing = await request.body(), _ServerTiming()
+        given, pixels = await _in_thread(_inspect, data, self._max_pixels)
+        async with self._decoded.acquire(pixels):
+            timing.end("wait")
             photograph = await _in_thread(read_photograph, data, NAME)
             kind = answer_type(request.headers.get("accept"), given, photograph)
-            laps.end("decode")
-            restored = await self._restored(photograph.pixels)
-            laps.end("restore")
-            answer = await _in_thread(write_photograph, photograph, restored, NAME, SUFFIXES[kind])
-            laps.end("encode")
-        self._numbers.add("deblur_service_pixels_total", pixels)
-        for part, seconds in laps.seconds.items():
-            self._numbers.add("deblur_service_seconds_total", seconds, part)
-        headers = {"Cache-Control": "no-store", "Server-Timing": str(laps), **_HEADERS}
-        return Response(answer, media_type=kind, headers=headers)
+            timing.end("decode")
+            restored = await self._restore_pixels(photograph.pixels)
+            timing.end("restore")
+            body = await _in_thread(write_photograph, photograph, restored, NAME, SUFFIXES[kind])
+            timing.end("encode")
+        self._metrics.add("deblur_service_pixels_total", pixels)
+        for part, seconds in timing.seconds.items():
+            self._metrics.add("deblur_service_seconds_total", seconds, part)
+        headers = {"Cache-Control": "no-store", "Server-Timing": str(timing), **_HEADERS}
+        return Response(body, media_type=kind, headers=headers)
 
-    async def _restored(self, picture: np.ndarray) -> np.ndarray:
-        """The restored picture; its pieces share batches with those of others."""
+    async def _restore_pixels(self, picture: np.ndarray) -> np.ndarray:
+        """The restored picture; its pieces share batches with those of other requests."""
         steps = restoring(picture, self._runner.has_statistics)
-        found = await _in_thread(advance, steps)
-        while isinstance(found, list):
-            futures = [asyncio.wrap_future(self._batcher.submit(piece)) for piece in found]
+        step = await _in_thread(advance, steps)
+        while isinstance(step, list):
+            futures = [asyncio.wrap_future(self._batcher.submit(piece)) for piece in step]
             try:
-                found = await _in_thread(advance, steps, await asyncio.gather(*futures))
+                step = await _in_thread(advance, steps, await asyncio.gather(*futures))
             except torch.OutOfMemoryError as error:
-                found = await _in_thread(advance, steps, error)
-        return found
+                step = await _in_thread(advance, steps, error)
+        return step
 
     async def _limits(self, request: Request) -> Response:
         limits = {"bytes": self._max_bytes, "pixels": self._max_pixels, "types": list(SUFFIXES)}
         return JSONResponse(limits, headers=_HEADERS)
 
     async def _health(self, request: Request) -> Response:
-        reason = self._trouble()
+        reason = self._device_error()
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
     def _live(self) -> dict[str, float]:
@@ -154,31 +155,31 @@ class Web:
         }
 
 
-class Room:
-    """So much of something, lent in the order in which it is asked for. For one event loop."""
+class WeightedSemaphore:
+    """A semaphore of which each holder takes an amount; first come, first served. For one event loop."""
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._turn = asyncio.Lock()
-        self._returned = asyncio.Event()
+        self._released = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def taken(self, amount: int) -> AsyncIterator[None]:
-        """Waits until `amount` is free, and has it as long as the context."""
+    async def acquire(self, amount: int) -> AsyncIterator[None]:
+        """Waits until `amount` is free, and holds it for the duration of the context."""
         async with self._turn:
             while self._free < amount:
-                self._returned.clear()
-                await self._returned.wait()
+                self._released.clear()
+                await self._released.wait()
             self._free -= amount
         try:
             yield
         finally:
             self._free += amount
-            self._returned.set()
+            self._released.set()
 
 
 async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
-    """What a function returns in a thread; whoever is cancelled meanwhile waits for it, and keeps its room so long."""
+    """Runs a function in a thread. A caller that is cancelled waits for its end, and holds its semaphore until then."""
     thread = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
         return await asyncio.shield(thread)
@@ -189,8 +190,8 @@ async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
         raise
 
 
-class _Laps:
-    """The seconds that the parts of a request took; as text a Server-Timing header, in ms (w3.org/TR/server-timing)."""
+class _ServerTiming:
+    """Seconds of the parts of a request; as text a Server-Timing header, in ms (w3.org/TR/server-timing)."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -207,15 +208,15 @@ class _Laps:
 def _check_type(content_type: str) -> None:
     kind = content_type.partition(";")[0].strip().lower()
     if kind and kind not in SUFFIXES and kind != "application/octet-stream":
-        # A form's body would have to be taken apart; all clients can send a file as it is.
-        how = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
-        raise HTTPException(415, f"The body is {kind}; send the bytes of a JPEG, PNG or WebP themselves, as in: {how}")
+        # Forms would need a parser, and every client can send a plain file.
+        example = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
+        raise HTTPException(415, f"The body is {kind}; send the plain bytes of a JPEG, PNG or WebP, as in: {example}")
 
 
-def _inspected(data: bytes, max_pixels: int) -> tuple[str, int]:
-    """Type and pixels of a picture, from its header."""
+def _inspect(data: bytes, max_pixels: int) -> tuple[str, int]:
+    """Media type and number of pixels of a picture, from its header."""
     if not data:
-        raise HTTPException(400, "The body is empty; send the bytes of a JPEG, PNG or WebP.")
+        raise HTTPException(400, "The body is empty; send a JPEG, PNG or WebP.")
     picture = open_picture(data, NAME)
     width, height = picture.size
     if picture.format not in TYPES:
@@ -225,8 +226,8 @@ def _inspected(data: bytes, max_pixels: int) -> tuple[str, int]:
     return TYPES[picture.format], width * height
 
 
-def _sentence(error: HTTPException | InputError | NotAcceptable) -> Response:
-    """What was wrong with a request."""
+def _rejection(error: HTTPException | InputError | NotAcceptable) -> Response:
+    """What is wrong with a request, as a response."""
     if isinstance(error, HTTPException):
         return PlainTextResponse(error.detail, error.status_code)
     status = 413 if isinstance(error, TooLarge) else 406 if isinstance(error, NotAcceptable) else 400

@@ -1,4 +1,4 @@
-"""The gate before services of all kinds, over real HTTP: good ones, lost ones, slow ones; within limits or not."""
+"""The gate in front of services that work, crash, hang or lose requests, over real HTTP, within and above limits."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from tests.servers import ask, listening
 
 
 async def echo(scope: Message, receive: Receive, send: Send) -> None:
-    """Answers with what it was sent."""
+    """Responds with the request body."""
     message = await receive()
     assert not message["more_body"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -28,11 +28,11 @@ async def echo(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def crash(scope: Message, receive: Receive, send: Send) -> None:
-    raise RuntimeError("an accident")
+    raise RuntimeError("a crash")
 
 
 async def lose(scope: Message, receive: Receive, send: Send) -> None:
-    """As Serve's proxy does when the replica has died: returns without a word."""
+    """Like Serve's proxy when the replica has died: returns without a response."""
 
 
 async def hang(scope: Message, receive: Receive, send: Send) -> None:
@@ -40,16 +40,16 @@ async def hang(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def swallow(scope: Message, receive: Receive, send: Send) -> None:
-    """As Serve's proxy is cancelled: without a word, too."""
+    """Like Serve's proxy when it is cancelled: returns without a response."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(60)
 
 
 async def cut(scope: Message, receive: Receive, send: Send) -> None:
-    """As when a replica dies in the middle of its answer."""
+    """Like a replica that dies in the middle of its response."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"half of", "more_body": True})
-    raise RuntimeError("an accident")
+    raise RuntimeError("a crash")
 
 
 async def large(scope: Message, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ async def large(scope: Message, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": bytes(LARGE)})
 
 
-async def tell_headers(scope: Message, receive: Receive, send: Send) -> None:
+async def list_headers(scope: Message, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b" ".join(sorted(name for name, _ in scope["headers"]))})
 
@@ -67,18 +67,18 @@ LARGE = 20_000_000
 
 @contextmanager
 def gated(app: Application, **limits: float) -> Iterator[int]:
-    """The port of a server with a gate before the app."""
-    before = Gate(app, Limits(**limits))
-    with listening(before) as port:
+    """The port of a server with a gate in front of the app; no bytes are held in the end."""
+    middleware = Gate(app, Limits(**limits))
+    with listening(middleware) as port:
         yield port
-    assert before.held_bytes == 0
+    assert middleware.held_bytes == 0
 
 
 def post(port: int, body: bytes, path: str = "/") -> tuple[int, bytes, http.client.HTTPMessage]:
     return ask(port, "POST", path, body)
 
 
-def test_a_body_passes_whole_and_so_does_the_answer() -> None:
+def test_body_and_response_pass_unchanged() -> None:
     body = bytes(range(256)) * 4000
     with gated(echo) as port:
         assert post(port, body)[:2] == (200, body)
@@ -86,41 +86,43 @@ def test_a_body_passes_whole_and_so_does_the_answer() -> None:
 
 
 @pytest.mark.parametrize("app", [crash, lose, cut])
-def test_what_is_lost_behind_the_gate_may_be_sent_again(app: Application) -> None:
+def test_lost_request_is_answered_with_retry_after(app: Application) -> None:
     with gated(app, retry_after_s=7) as port:
         status, sentence, headers = post(port, b"x")
     assert (status, headers["retry-after"]) == (503, "7")
-    assert sentence == b"The service lost this request; send it again."
+    assert b"lost" in sentence
 
 
 @pytest.mark.parametrize("app", [hang, swallow])
-def test_an_answer_is_waited_for_so_long_and_no_longer(app: Application) -> None:
+def test_response_that_takes_too_long_is_answered_with_retry_after(app: Application) -> None:
     with gated(app, answer_s=0.2) as port:
         status, sentence, headers = post(port, b"x")
     assert (status, headers["retry-after"]) == (503, "5")
-    assert sentence == b"The service gave no answer within 0.2 s; send it again."
+    assert b"0.2 s" in sentence
 
 
-def test_a_body_over_the_limit_is_refused_to_a_client_that_sends_all_of_it_first() -> None:
+def test_client_that_sends_a_too_large_body_before_it_reads_gets_413() -> None:
     with gated(echo, body_bytes=1000, held_bytes=5000) as port:
         assert post(port, bytes(1000))[0] == 200
         status, sentence, _ = post(port, bytes(20_000_000))
-        assert (status, sentence) == (413, b"The body has 20000000 bytes; at most 1000 are taken.")
+        assert status == 413
+        assert b"20000000" in sentence
+        assert b" 1000." in sentence
 
 
-def test_bodies_are_held_up_to_a_limit_and_given_back() -> None:
+def test_bodies_are_held_up_to_a_limit_and_released() -> None:
     with gated(hang, body_bytes=600, held_bytes=1000, answer_s=0.5) as port:
         first = threading.Thread(target=post, args=(port, bytes(600)))
         first.start()
         time.sleep(0.2)
         status, sentence, headers = post(port, bytes(600))
         assert (status, headers["retry-after"]) == (503, "5")
-        assert b"Too many requests are waiting" in sentence
+        assert b"Too many" in sentence
         first.join()
-        assert b"no answer" in post(port, bytes(600))[1]
+        assert b"0.5 s" in post(port, bytes(600))[1]  # it reached the app
 
 
-def test_an_upload_that_stops_is_ended_and_one_that_is_broken_off_forgotten() -> None:
+def test_stalled_upload_times_out_and_disconnected_one_releases_its_bytes() -> None:
     with gated(echo, upload_s=0.3) as port:
         for is_cut in (True, False):
             opened = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
@@ -134,17 +136,17 @@ def test_an_upload_that_stops_is_ended_and_one_that_is_broken_off_forgotten() ->
         assert post(port, b"x")[0] == 200
 
 
-def test_an_answer_that_nobody_reads_is_held_for_so_long_and_counted() -> None:
-    before = Gate(large, Limits(download_s=2))
-    with listening(before) as port:
+def test_response_that_is_not_read_counts_as_held_until_its_timeout() -> None:
+    middleware = Gate(large, Limits(download_s=2))
+    with listening(middleware) as port:
         assert ask(port, "GET", "/")[1] == bytes(LARGE)
         with socket.create_connection(("127.0.0.1", port)) as opened:
             opened.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             until = time.monotonic() + 20
-            while before.held_bytes < LARGE:
+            while middleware.held_bytes < LARGE:
                 assert time.monotonic() < until
                 time.sleep(0.01)
-            while before.held_bytes:
+            while middleware.held_bytes:
                 assert time.monotonic() < until
                 time.sleep(0.01)
             received = 0
@@ -153,8 +155,8 @@ def test_an_answer_that_nobody_reads_is_held_for_so_long_and_counted() -> None:
             assert 0 < received < LARGE  # the connection was cut
 
 
-def test_clients_give_the_proxy_no_orders() -> None:
-    with gated(tell_headers) as port, contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as opened:
+def test_control_headers_of_the_proxy_are_dropped() -> None:
+    with gated(list_headers) as port, contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as opened:
         opened.putrequest("GET", "/", skip_host=True, skip_accept_encoding=True)
         opened.putheader("Accept", "image/png")
         opened.putheader("X-Request-Timeout-Seconds", "-1")
@@ -165,14 +167,14 @@ def test_clients_give_the_proxy_no_orders() -> None:
         assert opened.getresponse().read() == b"accept host"
 
 
-def test_the_proxys_own_health_is_asked_past_the_gate() -> None:
+def test_proxys_own_endpoints_bypass_the_limits() -> None:
     with gated(echo, body_bytes=7, held_bytes=7) as port:
         status, body, _ = post(port, bytes(8), path="/-/healthz")
         assert (status, body) == (200, bytes(8))
         assert post(port, bytes(8), path="/-/healthz/x")[0] == 413
 
 
-def test_limits_are_variables_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Limits.of_environment() == Limits()
     monkeypatch.setenv("GATE_BODY_BYTES", "5000")
     monkeypatch.setenv("GATE_UPLOAD_S", "2.5")
@@ -182,23 +184,23 @@ def test_limits_are_variables_of_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "pattern"),
     [
-        ("GATE_BODY_BYTES", "a lot", "GATE_BODY_BYTES is a lot; it must be a number"),
-        ("GATE_ANSWER_S", "-1", "GATE_ANSWER_S is -1.0; it must be above 0"),
-        ("GATE_HELD_BYTES", "7", "GATE_HELD_BYTES is 7, less than one body of 33554432"),
+        ("GATE_BODY_BYTES", "a lot", "GATE_BODY_BYTES is .*a lot"),
+        ("GATE_ANSWER_S", "-1", "GATE_ANSWER_S is -1"),
+        ("GATE_HELD_BYTES", "7", "GATE_HELD_BYTES is 7;.* 33554432"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+def test_invalid_limit_is_rejected_naming_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, pattern: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=pattern):
         Limits.of_environment()
 
 
 @given(st.lists(st.binary(max_size=50), max_size=8))
-def test_a_body_in_parts_is_put_together(parts: list[bytes]) -> None:
+def test_chunked_body_is_joined(parts: list[bytes]) -> None:
     sent: list[Message] = []
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     messages.append({"type": "http.request"})

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine: jobs run on it, nodes come and go, and nothing of it stays behind."""
+"""A cluster of several nodes on this machine: jobs, nodes that join and leave, and cleanup."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def wait_until_dead(cluster: LocalCluster, name: str) -> None:
 
 
 def left_of(name: str) -> list[str]:
-    """Processes, namespaces and links of a cluster."""
+    """Processes, namespaces and links of a cluster that still exist."""
     left = [str(process) for process in find_processes(name)]
     if ISOLATED:
         for listing in (["netns", "list"], ["-oneline", "link"]):
@@ -68,7 +68,7 @@ for node in ray.nodes():
 """
 
 
-def test_a_job_runs_on_the_head_sees_the_nodes_and_reaches_this_machine(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_job_runs_on_the_head_lists_the_nodes_and_reaches_this_machine(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
     client = JobSubmissionClient(cluster.jobs)
     with socket.create_server((cluster.gateway, 0)) as server:
@@ -85,7 +85,7 @@ def test_a_job_runs_on_the_head_sees_the_nodes_and_reaches_this_machine(cluster:
     assert len({head, *(node.address for node in cluster.nodes)}) == (3 if ISOLATED else 1)
 
 
-def test_a_killed_node_leaves_the_cluster_and_another_joins(cluster: LocalCluster) -> None:
+def test_killed_node_is_dead_and_another_joins(cluster: LocalCluster) -> None:
     node = cluster.nodes[0]
     assert len(find_processes(node.name)) > 2
     node.kill()
@@ -96,7 +96,7 @@ def test_a_killed_node_leaves_the_cluster_and_another_joins(cluster: LocalCluste
     assert alive(cluster.jobs) == {f"{cluster.name}-0", cluster.nodes[1].name, new.name}
 
 
-def test_a_node_that_is_told_to_end_leaves_by_itself(cluster: LocalCluster) -> None:
+def test_terminated_node_drains_and_ends(cluster: LocalCluster) -> None:
     node = cluster.add_node()
     node.terminate()
     wait_until_dead(cluster, node.name)
@@ -104,7 +104,7 @@ def test_a_node_that_is_told_to_end_leaves_by_itself(cluster: LocalCluster) -> N
         time.sleep(0.1)
 
 
-def test_a_node_whose_link_is_cut_runs_on_and_is_missed(cluster: LocalCluster) -> None:
+def test_node_with_a_cut_link_keeps_running_and_is_declared_dead(cluster: LocalCluster) -> None:
     node = cluster.nodes[1]
     if not ISOLATED:
         with pytest.raises(RuntimeError, match="isolated=True"):
@@ -123,7 +123,7 @@ def test_a_node_whose_link_is_cut_runs_on_and_is_missed(cluster: LocalCluster) -
 
 @contextlib.contextmanager
 def command(*options: str) -> Iterator[subprocess.Popen[str]]:
-    """`python -m cluster.local`, which is told to end with the context."""
+    """`python -m cluster.local`, interrupted at the end of the context."""
     started = subprocess.Popen(
         [sys.executable, "-m", "cluster.local", *options], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
@@ -135,7 +135,7 @@ def command(*options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def exported(started: subprocess.Popen[str]) -> dict[str, str]:
-    """What a shell would take from the first line that the command prints."""
+    """The variables that the first line of output exports."""
     assert started.stdout
     exports, *variables = shlex.split(started.stdout.readline(), comments=True)
     assert exports == "export"
@@ -144,7 +144,7 @@ def exported(started: subprocess.Popen[str]) -> dict[str, str]:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
-def test_the_command_ends_with_all_that_it_started(number: int) -> None:
+def test_command_leaves_nothing_behind_after_a_signal(number: int) -> None:
     with command("--nodes", "0", *(["--isolated"] if ISOLATED else [])) as started:
         (head,) = alive(exported(started)["RAY_ADDRESS"])
         name = head.rpartition("-")[0]
@@ -155,7 +155,7 @@ def test_the_command_ends_with_all_that_it_started(number: int) -> None:
     assert not left_of(name)
 
 
-# One worker with a GPU that is nowhere, and none that is small enough for this test by itself.
+# A worker with GPUs that do not exist, and too large for this test without --scale.
 MANIFEST = """
 apiVersion: ray.io/v1
 kind: RayCluster
@@ -184,7 +184,7 @@ spec:
 
 
 def get(address: str, path: str, token: str) -> Any:
-    """What the head answers, as JSON."""
+    """JSON from the head's dashboard."""
     request = urllib.request.Request(f"{address}/{path}", headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
@@ -197,7 +197,7 @@ def environments(name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.integration
-def test_a_manifest_is_started_on_ports_that_are_free_and_asks_for_its_token(tmp_path: Path) -> None:
+def test_manifest_is_started_on_free_ports_with_token_authentication(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(MANIFEST)
     with command("--manifest", str(tmp_path / "cluster.yaml"), "--scale", "0.1") as started:
         variables = exported(started)
@@ -228,18 +228,18 @@ def test_a_manifest_is_started_on_ports_that_are_free_and_asks_for_its_token(tmp
 
 
 def gpus_of_nodes(monkeypatch: pytest.MonkeyPatch, folder: Path, here: str) -> list[str | None]:
-    """The GPUs that the processes of a head and two nodes of 2 GPUs see on a machine with those `here`."""
+    """CUDA_VISIBLE_DEVICES of two nodes with 2 GPUs each, on a machine with the GPUs `here`."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", here)
     pods = [Pod(group="g", replicas=2, start={"num-gpus": count}, environment={}) for count in ("0", "2")]
     made = LocalCluster(Cluster(name="c", service="c", head=pods[0], workers=(pods[1],)), "c", folder, None)
     made.ray = "127.0.0.1:1"
     place = Place(name="c-0", address="127.0.0.1", isolated=False)
     given = [made.environment(place, pod) for pod in (pods[0], pods[1], pods[1])]
-    assert {environment.get(LOGICAL_GPUS) for environment in given} == {"1" if made.gpus_by_name else None}
+    assert {environment.get(LOGICAL_GPUS) for environment in given} == {"1" if made.logical_gpus else None}
     return [environment.get("CUDA_VISIBLE_DEVICES") for environment in given[1:]]
 
 
-def test_gpus_are_dealt_out_if_there_are_enough_and_are_names_alone_otherwise(
+def test_gpus_are_distributed_if_there_are_enough_and_only_declared_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert gpus_of_nodes(monkeypatch, tmp_path, "4,5,6,7") == ["4,5", "6,7"]
@@ -248,15 +248,15 @@ def test_gpus_are_dealt_out_if_there_are_enough_and_are_names_alone_otherwise(
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1.5])
-def test_a_share_is_no_more_than_all(scale: float) -> None:
-    with pytest.raises(InputError, match=rf"--scale is {scale}; it must be above 0, and at most 1"):
+def test_scale_out_of_range_is_rejected(scale: float) -> None:
+    with pytest.raises(InputError, match=rf"--scale is {scale}"):
         Settings(scale=scale)
 
 
-def test_isolation_that_is_not_permitted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_isolation_without_permission_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.local.can_isolate", lambda: False)
     with (
-        pytest.raises(InputError, match="--isolated: network namespaces need root"),
+        pytest.raises(InputError, match="--isolated"),
         local_cluster(Settings(isolated=True)),
     ):
         pass

@@ -15,6 +15,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster import gate
 from cluster.exporter import PORTS
+from cluster.on_ray import internals
+from cluster.on_ray.placement import AUTOSCALES
 from cluster.sync import COLLECTIVE_TIMEOUT_S
 from deblur import tune
 from deblur.train import parse
@@ -181,6 +183,12 @@ def test_memory_holds_what_is_put_into_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_drivers_request_nodes_only_with_an_autoscaler(name: str) -> None:
+    variables = {entry["name"]: entry.get("value") for entry in containers(name)["head"]["env"]}
+    assert variables.get(AUTOSCALES) == ("1" if cluster_spec(name).get("enableInTreeAutoscaling") else None)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_requests_equal_limits(name: str) -> None:
     for of, container in containers(name).items():
         assert container["resources"]["requests"] == container["resources"]["limits"], of
@@ -272,7 +280,7 @@ def test_the_service_is_built_from_what_there_is() -> None:
     assert callable(getattr(importlib.import_module(module), builder))
     assert application["route_prefix"] == "/"
     for of in ("head", "gpu-workers"):
-        module, _, middlewares = value_of(containers(SERVICE)[of], gate.CALLBACK).partition(":")
+        module, _, middlewares = value_of(containers(SERVICE)[of], internals.PROXY_MIDDLEWARES).partition(":")
         assert getattr(importlib.import_module(module), middlewares) is gate.middlewares
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 import uuid
@@ -16,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from cluster.local import LocalCluster, Settings
+from cluster.local import RAY, LocalCluster, Settings
 from cluster.storage import join, open_store
 from deblur.training.run import Run
 from tests.clusters import ISOLATED, isolated_cluster
@@ -53,17 +52,7 @@ class Rehearsal:
         # Of the job alone: where the nodes reach this machine is known when they are there.
         runtime = json.dumps({"env_vars": {"AWS_ENDPOINT_URL": self.proxy.url}})
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "ray.scripts.scripts",
-                "job",
-                "submit",
-                "--runtime-env-json",
-                runtime,
-                "--",
-                *entrypoint,
-            ],
+            [RAY, "job", "submit", "--runtime-env-json", runtime, "--", *entrypoint],
             env=os.environ | variables,
             capture_output=True,
             text=True,

@@ -1,51 +1,51 @@
-// The page that removes blur: one picture at a time goes to the service, then both lie on one another, cut at a line.
+// Sends one picture at a time to the service, then shows both on top of each other, divided by a line.
 
 const KINDS = { "image/jpeg": ["JPEG", "jpg"], "image/png": ["PNG", "png"], "image/webp": ["WebP", "webp"] };
 const MEGABYTE = 2 ** 20;
-const TRIES = 5; // of one picture while the service is busy
-const WAIT_S = 5; // between them where the service does not say how long
-const BROKEN = "The connection to the service broke. Your picture is still here: try again.";
+const MAX_ATTEMPTS = 5; // for one picture while the service is busy
+const WAIT_S = 5; // between attempts, unless the service sends Retry-After
+const CONNECTION_LOST = "The connection to the service broke. Your picture is still here: try again.";
 
 const part = (id) => document.getElementById(id);
 const zooms = [...document.querySelectorAll("[data-zoom]")];
 
 let current = null; // the picture on the page: { file, stop: AbortController, urls: object URLs to revoke }
 let clock = 0; // the interval that counts seconds beside the status
-let limits = null; // promise of what GET limits answers
+let limits = null; // promise of the response of GET limits
 
-/** What is told to the reader in one sentence; `again` where the same picture may succeed on another try. */
-class Trouble extends Error {
+/** An error shown to the user in one sentence; `again` if the same picture may succeed when it is sent again. */
+class UserError extends Error {
   constructor(sentence, again = false) {
     super(sentence);
     this.again = again;
   }
 }
 
-// One picture from the choice to the result
+// One picture, from selection to result
 
 async function begin(file) {
-  drop();
+  discard();
   const work = (current = { file, stop: new AbortController(), urls: [] });
   const { signal } = work.stop;
   show("running");
-  say("Looking at the picture");
+  announce("Looking at the picture");
   try {
-    await refuseByFile(file);
+    await checkFile(file);
     signal.throwIfAborted();
     await load(part("blurred"), file, work);
-    await refuseBySize(file, part("blurred"));
+    await checkSize(file, part("blurred"));
     signal.throwIfAborted();
-    lay(file);
+    layOut(file);
     const restored = await restore(file, signal);
     await load(part("restored"), restored, work);
     signal.throwIfAborted();
     showResult(file, restored.type);
   } catch (error) {
-    if (!signal.aborted) showTrouble(error);
+    if (!signal.aborted) showError(error);
   }
 }
 
-function drop() {
+function discard() {
   current?.stop.abort();
   current?.urls.forEach((url) => URL.revokeObjectURL(url));
   for (const image of [part("blurred"), part("restored")]) image.removeAttribute("src");
@@ -58,39 +58,39 @@ async function load(image, blob, work) {
   work.urls.push(url);
   const settled = new Promise((resolve, reject) => {
     image.onload = resolve;
-    image.onerror = () => reject(new Trouble(`${work.file.name} cannot be read as a picture: choose another.`));
+    image.onerror = () => reject(new UserError(`${work.file.name} cannot be read as a picture: choose another.`));
   });
   image.src = url;
   await settled;
 }
 
-// What is refused before anything is sent
+// Checks before the upload
 
-function askLimits() {
+function fetchLimits() {
   limits ??= fetch("limits").then((answer) => answer.json()).catch(() => {
-    limits = null; // the next picture asks again
-    throw new Trouble(BROKEN, true);
+    limits = null; // the next picture fetches them again
+    throw new UserError(CONNECTION_LOST, true);
   });
   return limits;
 }
 
-async function refuseByFile(file) {
-  const { bytes, types } = await askLimits();
+async function checkFile(file) {
+  const { bytes, types } = await fetchLimits();
   if (!types.includes(file.type)) {
-    throw new Trouble(`${file.name} is not a ${listed(types)} picture: save it as one of these first.`);
+    throw new UserError(`${file.name} is not a ${listed(types)} picture: save it as one of these first.`);
   }
-  refuseMore(file, file.size / MEGABYTE, bytes / MEGABYTE, "MB");
+  checkLimit(file, file.size / MEGABYTE, bytes / MEGABYTE, "MB");
 }
 
-async function refuseBySize(file, { naturalWidth, naturalHeight }) {
-  const { pixels } = await askLimits();
-  refuseMore(file, (naturalWidth * naturalHeight) / 1e6, pixels / 1e6, "megapixels");
+async function checkSize(file, { naturalWidth, naturalHeight }) {
+  const { pixels } = await fetchLimits();
+  checkLimit(file, (naturalWidth * naturalHeight) / 1e6, pixels / 1e6, "megapixels");
 }
 
-function refuseMore(file, amount, most, unit) {
+function checkLimit(file, amount, most, unit) {
   if (amount <= most) return;
-  const rounded = Math.ceil(10 * amount) / 10; // never down to what would be taken
-  throw new Trouble(`${file.name} has ${rounded} ${unit}, of at most ${floored(most)}: make it smaller first.`);
+  const rounded = Math.ceil(10 * amount) / 10; // never down to the limit
+  throw new UserError(`${file.name} has ${rounded} ${unit}, of at most ${floored(most)}: make it smaller first.`);
 }
 
 const floored = (amount) => Math.floor(10 * amount) / 10;
@@ -99,17 +99,17 @@ const listed = (types) =>
 
 // The service
 
-/** The restored picture, a Blob. While the service is busy (503) it waits as told and asks again. */
+/** The restored picture, a Blob. Retries after the time the service asks for while it is busy (503). */
 async function restore(file, signal) {
   for (let attempt = 1; ; attempt++) {
     const answer = await post(file, signal);
     if (answer.status === 200 && answer.response.type in KINDS) return answer.response;
-    if (answer.status !== 503 || attempt === TRIES) throw await refusal(answer);
+    if (answer.status !== 503 || attempt === MAX_ATTEMPTS) throw await errorOf(answer);
     await countDown(Number(answer.getResponseHeader("Retry-After")) || WAIT_S, signal);
   }
 }
 
-// XMLHttpRequest, as fetch does not tell how much was sent.
+// XMLHttpRequest, because fetch does not report upload progress.
 function post(file, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -117,35 +117,35 @@ function post(file, signal) {
     request.setRequestHeader("Content-Type", file.type);
     request.responseType = "blob";
     request.upload.onloadstart = () => {
-      say("Uploading");
+      announce("Uploading");
       showUploaded(0);
     };
     request.upload.onprogress = ({ loaded, total }) => showUploaded(loaded / total);
     request.upload.onload = () => countUp("Restoring");
     request.onload = () => resolve(request);
-    request.onerror = () => reject(new Trouble(BROKEN, true));
+    request.onerror = () => reject(new UserError(CONNECTION_LOST, true));
     signal.addEventListener("abort", () => request.abort());
     request.send(file);
   });
 }
 
-async function refusal(answer) {
-  const own = answer.response.type.startsWith("text/plain"); // else it is a proxy's page
+async function errorOf(answer) {
+  const own = answer.response.type.startsWith("text/plain"); // otherwise the page of a proxy
   const sentence = own ? await answer.response.text() : `The service answered ${answer.status}: try again later.`;
-  return new Trouble(sentence, answer.status >= 500 || answer.status === 408);
+  return new UserError(sentence, answer.status >= 500 || answer.status === 408);
 }
 
-// What is seen and heard
+// Status and errors
 
 function show(state) {
   document.body.dataset.state = state;
   for (const each of document.querySelectorAll("[data-in]")) {
-    each.toggleAttribute("hidden", !each.dataset.in.split(" ").includes(state)); // SVG has no property of that name
+    each.toggleAttribute("hidden", !each.dataset.in.split(" ").includes(state)); // SVG elements have no property `hidden`
   }
   part("choose").textContent = ["running", "result"].includes(state) ? "Another picture" : "Choose a picture";
 }
 
-function say(text) {
+function announce(text) {
   clearInterval(clock);
   part("status").textContent = text;
   part("count").textContent = "";
@@ -157,14 +157,14 @@ function showUploaded(share) {
 }
 
 function countUp(text) {
-  say(text);
+  announce(text);
   part("progress").removeAttribute("value");
-  const begun = performance.now();
-  clock = setInterval(() => (part("count").textContent = `${Math.round((performance.now() - begun) / 1000)} s`), 1000);
+  const start = performance.now();
+  clock = setInterval(() => (part("count").textContent = `${Math.round((performance.now() - start) / 1000)} s`), 1000);
 }
 
 async function countDown(seconds, signal) {
-  say("The service cannot restore it just now. Trying again");
+  announce("The service cannot restore it just now. Trying again");
   part("progress").removeAttribute("value");
   for (let left = seconds; left > 0; left--) {
     part("count").textContent = `in ${left} s`;
@@ -173,8 +173,8 @@ async function countDown(seconds, signal) {
   }
 }
 
-/** Lays the blurred picture out, as a whole. */
-function lay(file) {
+/** Shows the blurred picture, fitted to the stage. */
+function layOut(file) {
   const { naturalWidth, naturalHeight } = part("blurred");
   part("name").textContent = part("name").title = file.name;
   part("viewer").style.setProperty("--width", `${naturalWidth}px`);
@@ -189,29 +189,29 @@ function showResult(file, type) {
   part("download").download = `${file.name.replace(/\.[^.]*$/, "")}-restored.${KINDS[type][1]}`;
   show("result");
   slide(50);
-  say("Restored. Move the line to compare.");
+  announce("Restored. Move the line to compare.");
   part("share").focus();
 }
 
-function showTrouble(error) {
-  if (!(error instanceof Trouble)) console.error(error);
+function showError(error) {
+  if (!(error instanceof UserError)) console.error(error);
   show("error");
-  say("");
+  announce("");
   part("trouble").textContent = error.message;
   part("again").hidden = !error.again;
   (error.again ? part("again") : part("file")).focus();
 }
 
 function cancel() {
-  drop();
+  discard();
   show("empty");
-  say("Cancelled.");
+  announce("Cancelled.");
   part("file").focus();
 }
 
 // The line between blurred and restored
 
-/** [left, width] in the window: the part of the picture that the stage shows. */
+/** [left, width] in the window of the visible part of the picture. */
 function visible() {
   const stage = part("stage").getBoundingClientRect();
   const sheet = part("sheet").getBoundingClientRect();
@@ -219,8 +219,8 @@ function visible() {
   return [left, Math.min(stage.right, sheet.right) - left];
 }
 
-/** Puts the line where the slider says, of what is visible, and cuts both pictures there. */
-function place() {
+/** Moves the line to the position of the slider, relative to the visible part, and clips both pictures there. */
+function placeLine() {
   if (document.body.dataset.state !== "result") return;
   const [left, width] = visible();
   const sheet = part("sheet").getBoundingClientRect();
@@ -233,8 +233,8 @@ function place() {
   part("share").setAttribute("aria-valuetext", `${Math.round(share)} % restored`);
 }
 
-/** A pointer moves the line, or a zoomed picture where it does not hold the line; a finger pans that by scrolling. */
-function grab(event) {
+/** Drags the line, or pans a zoomed picture; touch pans by scrolling instead. */
+function startDrag(event) {
   const held = document.body.dataset.state === "result" && event.target.closest(".handle, .fit");
   const touched = event.pointerType === "touch";
   if (event.button || !event.target.closest("#sheet, .handle") || (touched && !held)) return;
@@ -242,14 +242,14 @@ function grab(event) {
   part("viewer").onpointermove = held ? slideTo : panFrom(event);
   if (!held) return;
   const before = part("share").value;
-  part("viewer").onpointerup = letGo;
-  part("viewer").onpointercancel = () => slide(before); // the finger scrolls the page
+  part("viewer").onpointerup = endDrag;
+  part("viewer").onpointercancel = () => slide(before); // the page scrolls instead
   if (!touched) slideTo(event);
 }
 
 function slide(share) {
   part("share").value = share;
-  place();
+  placeLine();
 }
 
 function slideTo({ clientX }) {
@@ -257,9 +257,9 @@ function slideTo({ clientX }) {
   slide(100 * (1 - (clientX - left) / width));
 }
 
-function letGo(event) {
+function endDrag(event) {
   slideTo(event);
-  part("share").focus({ preventScroll: true }); // the arrow keys go on from here
+  part("share").focus({ preventScroll: true }); // the arrow keys continue from here
 }
 
 function panFrom({ clientX, clientY }) {
@@ -272,7 +272,7 @@ function release() {
   viewer.onpointermove = viewer.onpointerup = viewer.onpointercancel = null;
 }
 
-// Zoom: 100 % is one pixel of the picture on one of the screen
+// Zoom: at 100 % one pixel of the picture is one pixel of the screen
 
 function zoomTo(button) {
   const stage = part("stage");
@@ -282,9 +282,9 @@ function zoomTo(button) {
   const fit = button === zooms[0];
   part("sheet").classList.toggle("fit", fit);
   part("viewer").style.setProperty("--zoom", fit ? 1 : button.dataset.zoom / devicePixelRatio);
-  stage.tabIndex = fit ? -1 : 0; // where there is something to scroll
+  stage.tabIndex = fit ? -1 : 0; // focusable if it scrolls
   stage.scrollTo(x * stage.scrollWidth - stage.clientWidth / 2, y * stage.scrollHeight - stage.clientHeight / 2);
-  place();
+  placeLine();
 }
 
 function zoomByKey(event) {
@@ -294,14 +294,14 @@ function zoomByKey(event) {
   if (zooms[wanted]) zoomTo(zooms[wanted]);
 }
 
-// Where pictures come from
+// Ways to choose a picture
 
 const take = ({ files: [file] }) => file && begin(file);
 
 function listen() {
   part("file").onchange = ({ target }) => {
     take(target);
-    target.value = ""; // so that the same file can be chosen again
+    target.value = ""; // so that choosing the same file again is a change
   };
   document.onpaste = ({ clipboardData }) => take(clipboardData);
   document.ondragover = (event) => {
@@ -309,33 +309,33 @@ function listen() {
     document.body.classList.add("over");
   };
   document.ondragleave = ({ relatedTarget }) => {
-    if (!relatedTarget) document.body.classList.remove("over"); // out of the window
+    if (!relatedTarget) document.body.classList.remove("over"); // left the window
   };
   document.ondrop = (event) => {
     event.preventDefault();
     document.body.classList.remove("over");
     if (!take(event.dataTransfer)) {
-      drop();
-      showTrouble(new Trouble("That is not a file: save the picture first, then drop or choose the file."));
+      discard();
+      showError(new UserError("That is not a file: save the picture first, then drop or choose the file."));
     }
   };
   part("cancel").onclick = cancel;
   part("again").onclick = () => begin(current.file);
-  part("share").oninput = place;
-  part("viewer").onpointerdown = grab;
+  part("share").oninput = placeLine;
+  part("viewer").onpointerdown = startDrag;
   part("viewer").onlostpointercapture = release;
   part("work").onkeydown = zoomByKey;
-  part("stage").onscroll = place;
-  new ResizeObserver(place).observe(part("stage"));
+  part("stage").onscroll = placeLine;
+  new ResizeObserver(placeLine).observe(part("stage"));
   for (const each of zooms) each.onclick = () => zoomTo(each);
 }
 
 async function showLimits() {
-  const { bytes, pixels, types } = await askLimits();
+  const { bytes, pixels, types } = await fetchLimits();
   part("file").accept = types.join();
   part("limits").textContent = `${listed(types)}, up to ${floored(bytes / MEGABYTE)} MB and ${floored(pixels / 1e6)} megapixels`;
 }
 
 listen();
 show("empty");
-showLimits().catch(() => {}); // told when a picture is chosen
+showLimits().catch(() => {}); // reported when a picture is chosen

@@ -1,4 +1,4 @@
-"""Groups of ranks under Ray Train: what is started again, what ends at once, and what is said."""
+"""Groups of ranks under Ray Train: restarts, final errors, and messages."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ray.util.placement_group import placement_group_table
 
 from cluster.errors import DamagedError, InputError, RanksFailed
-from cluster.on_ray import launch
+from cluster.on_ray import internals, launch
 from cluster.on_ray.nodes import count_free_slots, wait_for_nodes
 from cluster.on_ray.placement import LOGICAL_GPUS, Placement
 from cluster.sync import Rank, Sync
@@ -29,18 +29,18 @@ def two_cpus() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("placement", "said"),
+    ("placement", "pattern"),
     [
-        (Placement(nodes=3, wait_s=0), r"waited 0 s: 1 of 3 nodes are there and free; .* add nodes or start with --no"),
-        (Placement(nodes=5, min_nodes=2, wait_s=0), r"1 of 2 nodes are there and free"),
-        (Placement(ranks_per_node=3, wait_s=0), r"0 of 1 nodes .* each needs room for 3 ranks"),
+        (Placement(nodes=3, wait_s=0), r"1 of 3 nodes .* --nodes 1 or --min-nodes 1 \(--wait-s 0\)"),
+        (Placement(nodes=5, min_nodes=2, wait_s=0), r"1 of 2 nodes"),
+        (Placement(ranks_per_node=3, wait_s=0), r"0 of 1 nodes .* 3 ranks"),
     ],
 )
-def test_a_start_says_what_it_waits_for_and_ends_when_it_does_not_come(placement: Placement, said: str) -> None:
+def test_missing_nodes_are_an_error_after_the_timeout(placement: Placement, pattern: str) -> None:
     groups = placement_group_table()
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=pattern):
         launch.launch(damaged, lambda _: {}, placement, progress=lambda: 0)
-    assert placement_group_table() == groups, "nobody is asked where nobody can bring nodes"
+    assert placement_group_table() == groups, "nodes were requested although there is no autoscaler"
 
 
 def starts(folder: Path) -> int:
@@ -48,7 +48,7 @@ def starts(folder: Path) -> int:
 
 
 def damaged(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """Rank 1 finds something that no restart mends; the other waits for it."""
+    """Rank 1 raises an error that is not retryable; the other waits for it."""
     Path(config["folder"], f"{time.time_ns()}").touch()
     if rank.rank == 1:
         raise DamagedError("train/000001.tar: sample 7: its bytes are not those of the index")
@@ -57,37 +57,37 @@ def damaged(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     return True
 
 
-def test_an_error_that_no_restart_mends_ends_the_run_at_once_with_its_own_words(tmp_path: Path) -> None:
+def test_final_error_ends_the_run_at_once_and_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"^train/000001\.tar: sample 7: its bytes are not those of the index$"):
         launch.launch(damaged, lambda _: {"folder": str(tmp_path)}, Placement(ranks_per_node=2), lambda: 0)
-    assert starts(tmp_path) == 2, "one group of two ranks"
+    assert starts(tmp_path) == 2, "the group was restarted"
 
 
 def dying(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """Dies like a process that the kernel kills, until it has been started so often."""
+    """Dies like a process that the kernel kills in the first `deaths` starts; then returns False `stops` times."""
     folder = Path(config["folder"])
     (folder / f"{time.time_ns()}").touch()
     if starts(folder) <= config["deaths"]:
-        time.sleep(3)  # or Ray Train, which may still be starting the group, says another word for it
+        time.sleep(3)  # else Ray Train may still be starting the group, and reports another error
         os.kill(os.getpid(), 9)
-    return starts(folder) > config["deaths"] + config["leaves"]
+    return starts(folder) > config["deaths"] + config["stops"]
 
 
 @pytest.mark.soak
-def test_ranks_that_die_or_leave_are_started_again_as_long_as_there_is_progress(
+def test_ranks_are_restarted_while_there_is_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launch, "MAX_FAILURES", 1)
-    config = {"folder": str(tmp_path), "deaths": 2, "leaves": 1}
+    config = {"folder": str(tmp_path), "deaths": 2, "stops": 1}
     launch.launch(dying, lambda _: config, Placement(), progress=lambda: starts(tmp_path))
     assert starts(tmp_path) == 4
     out = capsys.readouterr().out
     assert out.count("rank 0 was lost: ") == 2
-    assert "starting again from 2 (failure 1 of at most 1 without progress)" in out
+    assert "from 2 (failure 1 of at most 1 without progress)" in out
 
 
 class Bomb:
-    """Kills the rank that unpickles it: the process dies while its group is being started."""
+    """Kills the rank that unpickles it, while its group is being started."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _explode_in_a_rank, ()
@@ -102,26 +102,26 @@ def fine(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
     return True
 
 
-def test_ranks_that_die_while_they_are_started_keep_no_nodes(
+def test_ranks_that_die_during_startup_do_not_keep_nodes_reserved(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
     configs = iter([{"bomb": Bomb()}, {}])
     launch.launch(fine, lambda _: next(configs), Placement(wait_s=30), progress=lambda: 0)
-    assert "the ranks could not be started: ActorDiedError" in capsys.readouterr().out
+    assert "ActorDiedError" in capsys.readouterr().out
 
 
 @pytest.mark.soak
-def test_ranks_that_die_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_without_progress_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "MAX_FAILURES", 1)
-    with pytest.raises(RanksFailed, match=r"^2 times without progress; the last time rank 0 was lost: "):
+    with pytest.raises(RanksFailed, match=r"^2 failures without progress; .*rank 0 was lost: "):
         launch.launch(dying, lambda _: {"folder": str(tmp_path), "deaths": 99}, Placement(), progress=lambda: 0)
     assert starts(tmp_path) == 2
 
 
 @contextlib.contextmanager
 def one_busy_cpu() -> Iterator[None]:
-    """One of the two works for somebody else for some seconds; before and after that both are free."""
+    """One of the two is used by another task for some seconds; before and after that both are free."""
     wait_until_free(2)
     busy = ray.remote(num_cpus=1)(_busy).remote()
     wait_until_free(1)
@@ -132,17 +132,17 @@ def one_busy_cpu() -> Iterator[None]:
 
 def wait_until_free(cpus: int) -> None:
     (node,) = (node["NodeID"] for node in ray.nodes())
-    while ray._private.state.available_resources_per_node().get(node, {}).get("CPU", 0) != cpus:
+    while internals.available_resources_per_node().get(node, {}).get("CPU", 0) != cpus:
         time.sleep(0.1)
 
 
-def test_a_node_that_works_for_others_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_busy_node_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     with one_busy_cpu():
         assert launch.everywhere(Placement(wait_s=60), _fine) == {ray.util.get_node_ip_address(): "fine"}
-    assert "waiting for nodes: 0 of 1 nodes are there and free" in capsys.readouterr().out
+    assert "waiting for nodes: 0 of 1 nodes" in capsys.readouterr().out
 
 
-def test_groups_that_fit_beside_each_other_are_counted() -> None:
+def test_free_slots_are_counted() -> None:
     placements = [Placement(), Placement(groups_per_node=2), Placement(groups_per_node=3), Placement(nodes=2)]
     wait_until_free(2)
     assert list(map(count_free_slots, placements)) == [1, 2, 0, 0]
@@ -150,7 +150,7 @@ def test_groups_that_fit_beside_each_other_are_counted() -> None:
         assert list(map(count_free_slots, placements)) == [0, 1, 0, 0]
 
 
-def test_who_shares_the_cluster_waits_for_others_longer_than_for_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_busy_nodes_of_a_shared_cluster_do_not_count_towards_the_timeout(capsys: pytest.CaptureFixture[str]) -> None:
     with one_busy_cpu():
         assert wait_for_nodes(Placement(wait_s=1, shared_cluster=True)).cpus_per_rank == 2
     with pytest.raises(InputError, match="waited 1 s: 1 of 2 nodes"):
@@ -165,12 +165,12 @@ def _fine() -> str:
     return "fine"
 
 
-# ---- from here on in a cluster of their own, for which this process leaves that of the tests above
+# ---- in another cluster: this process disconnects from that of the tests above
 
 
 @pytest.fixture(scope="module")
 def logical_gpu() -> Iterator[None]:
-    """A node that says it has a GPU."""
+    """A node that declares a GPU."""
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOGICAL_GPUS, "1")
@@ -179,8 +179,8 @@ def logical_gpu() -> Iterator[None]:
     ray.shutdown()
 
 
-def told(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """Writes down what it computes on and has reserved."""
+def record(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
+    """Records its device and what it has reserved."""
     found = {"device": rank.device.type, "backend": dist.get_backend(), "gpus": len(ray.get_gpu_ids())}
     Path(config["folder"], f"{rank.rank}").write_text(json.dumps(found))
     return True
@@ -191,15 +191,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("logical_gpu")
-def test_ranks_reserve_gpus_that_exist_by_name_alone_and_compute_on_cpus(tmp_path: Path) -> None:
-    launch.launch(told, lambda _: {"folder": str(tmp_path)}, Placement(wait_s=60), lambda: 0)
+def test_ranks_reserve_logical_gpus_and_compute_on_cpus(tmp_path: Path) -> None:
+    launch.launch(record, lambda _: {"folder": str(tmp_path)}, Placement(wait_s=60), lambda: 0)
     [rank] = read(tmp_path)
     assert (rank["device"], rank["backend"], rank["gpus"]) == ("cpu", "gloo", 1)
 
 
 @pytest.mark.usefixtures("logical_gpu")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
-def test_a_node_whose_gpus_do_not_work_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_whose_gpus_do_not_work_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOGICAL_GPUS)
-    with pytest.raises(InputError, match=rf"^{ray.util.get_node_ip_address()}: says that it has GPUs, but CUDA finds"):
-        launch.launch(told, lambda _: {"folder": str(tmp_path)}, Placement(wait_s=60), lambda: 0)
+    with pytest.raises(InputError, match=rf"^{ray.util.get_node_ip_address()}: .*{LOGICAL_GPUS}=1"):
+        launch.launch(record, lambda _: {"folder": str(tmp_path)}, Placement(wait_s=60), lambda: 0)

@@ -1,9 +1,8 @@
-"""Nodes for ranks: in a cluster with an autoscaler those that are missing are asked for."""
+"""Missing nodes are requested from an autoscaler."""
 
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,29 +11,19 @@ from typing import Any
 import pytest
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import placement_group_table
 
-from cluster.local import MARK, free_port, kill_processes
-from cluster.on_ray import launch, nodes
-from cluster.on_ray.placement import Placement
+from cluster.local import MARK, RAY, free_port, kill_processes
+from cluster.on_ray import launch
+from cluster.on_ray.placement import AUTOSCALES, Placement
 from cluster.sync import Rank, Sync
 
 
-@pytest.mark.parametrize(("option", "autoscaled"), [("--no-monitor", True), ("--num-cpus=0", False)])
-def test_a_cluster_of_kuberays_is_autoscaled_where_the_head_leaves_that_to_another_container(
-    option: str, autoscaled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nodes, "is_autoscaler_v2", lambda **_: True)  # so they all say
-    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", f"ray start --head  --block  {option} ")
-    assert nodes._autoscaled() == autoscaled
-
-
 @pytest.fixture
-def autoscaled() -> Iterator[None]:
-    """A head that takes no work and an autoscaler that starts up to two nodes of two CPUs, on this machine.
+def autoscaled() -> Iterator[str]:
+    """The address of a head without CPUs, with an autoscaler that starts up to two nodes of two CPUs on this machine.
 
-    Not by Ray's AutoscalingCluster: it kills every Ray on the machine, and needs a file that Ray's wheels lack.
+    Ray's own AutoscalingCluster kills every Ray on the machine, and needs a file that Ray's wheels lack.
     """
     name, gcs = f"autoscaled{os.getpid()}", f"{ray.util.get_node_ip_address()}:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
@@ -50,22 +39,23 @@ def autoscaled() -> Iterator[None]:
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         }.items():
             patch.setenv(variable, value)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port", gcs.partition(":")[2]]
+        command = [RAY, "start", "--head", "--port", gcs.partition(":")[2]]
         command += ["--autoscaling-config", str(config), "--temp-dir", folder, "--num-cpus", "0", "--num-gpus", "0"]
         command += ["--ray-client-server-port", str(free_port()), "--include-dashboard", "false"]
         command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
         try:
             subprocess.run(command, check=True, capture_output=True)
             patch.undo()
+            patch.setenv(AUTOSCALES, "1")
             ray.init(gcs, logging_level="WARNING")
-            yield
+            yield gcs
             ray.shutdown()
         finally:
             kill_processes(name)
 
 
 def autoscaler(gcs: str) -> dict[str, Any]:
-    """The settings of an autoscaler whose nodes are processes on this machine."""
+    """The configuration of an autoscaler whose nodes are processes on this machine."""
     provider = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
     node = {"node_config": {}, "resources": {"CPU": 2, "object_store_memory": 100_000_000}, "max_workers": 2}
     files_and_commands = ("cluster_synced_files", "setup_commands", "head_setup_commands", "worker_setup_commands")
@@ -90,28 +80,20 @@ def autoscaler(gcs: str) -> dict[str, Any]:
     }
 
 
-def told(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
-    """Writes down the node where it runs."""
+def record(config: dict[str, Any], rank: Rank, sync: Sync) -> bool:
+    """Records its node."""
     Path(config["folder"], f"{rank.rank}").write_text(ray.get_runtime_context().get_node_id())
     return True
 
 
 @pytest.mark.soak
-@pytest.mark.usefixtures("autoscaled")
-def test_nodes_that_are_missing_are_asked_for_down_to_as_many_as_there_can_be(tmp_path: Path) -> None:
+def test_as_many_missing_nodes_are_requested_as_the_autoscaler_can_provide(autoscaled: str, tmp_path: Path) -> None:
     before = {node["NodeID"] for node in ray.nodes()}
     placement = Placement(nodes=3, min_nodes=2, wait_s=90)
-    launch.launch(told, lambda _: {"folder": str(tmp_path)}, placement, lambda: 0)
+    launch.launch(record, lambda _: {"folder": str(tmp_path)}, placement, lambda: 0)
     found = [path.read_text() for path in tmp_path.iterdir()]
     assert len(found) == 2
-    assert len({*found} - before) == 2, "on nodes that came when they were asked for"
+    assert len({*found} - before) == 2, "ranks are not on the requested nodes"
     assert [group for group in placement_group_table().values() if group["state"] != "REMOVED"] == []
-    assert demands() == []
-
-
-def demands() -> list[Any]:
-    """What the autoscaler is asked for."""
-    status = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=10)
-    state = GetClusterStatusReply.FromString(status).cluster_resource_state
-    constraints = [asked for constraint in state.cluster_resource_constraints for asked in constraint.resource_requests]
-    return [*state.pending_gang_resource_requests, *state.pending_resource_requests, *constraints]
+    status = subprocess.run([RAY, "status", "--address", autoscaled], check=True, capture_output=True, text=True)
+    assert "(no resource demands)" in status.stdout

@@ -1,4 +1,4 @@
-"""A function for each of many items on real nodes: what dies is done again, what cannot be done stops nobody."""
+"""A function for each of many items on real nodes: retries, items that fail, and lost nodes."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from cluster.on_ray.tasks import for_each
 
 
 def maker(folder: Path) -> Callable[[int], str]:
-    """Notes each process and each attempt; item 2 kills its process once, item 3 always, item 4 is refused."""
+    """Records processes and attempts; item 2 kills its process once, item 3 always, item 4 is rejected."""
     (folder / f"process-{os.getpid()}").touch()
 
     def work(item: int) -> str:
@@ -27,7 +27,7 @@ def maker(folder: Path) -> Callable[[int], str]:
         if item == 3 or (item == 2 and attempts == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if item == 4:
-            raise InputError("4: is no even number of legs")
+            raise InputError("4: not supported")
         return f"{item} done"
 
     return work
@@ -35,7 +35,7 @@ def maker(folder: Path) -> Callable[[int], str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A node of two CPUs; this process connects to it. The last test kills it."""
+    """A node of two CPUs, to which this process connects. The last test kills it."""
     with local_cluster(Settings(nodes=1, cpus_per_node=2)) as started, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", started.ray)
         yield started
@@ -43,7 +43,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_items_whose_processes_die_are_done_again_and_one_that_kills_them_all_is_given_up(
+def test_items_are_retried_when_their_process_dies_and_fail_after_the_last_retry(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
     outcomes = dict(for_each(partial(maker, tmp_path), [0, 1, 2, 3, 5, 6, 7, 8], Placement(nodes=1)))
@@ -52,26 +52,26 @@ def test_items_whose_processes_die_are_done_again_and_one_that_kills_them_all_is
     assert outcomes == {item: f"{item} done" for item in (0, 1, 2, 5, 6, 7, 8)}
     attempts = {item: len(list(tmp_path.glob(f"{item}-*"))) for item in (0, 2, 3, 8)}
     assert attempts == {0: 1, 2: 2, 3: 1 + tasks.RETRIES, 8: 1}
-    # Made once in a process: two at the same time, and one more for each that was killed.
+    # Called once per process: two at the same time, and one more for each that was killed.
     assert len(list(tmp_path.glob("process-*"))) <= 2 + 1 + 1 + tasks.RETRIES
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_what_the_function_raises_itself_ends_all(cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="4: is no even number of legs"):
+def test_error_raised_by_the_function_ends_everything(cluster: LocalCluster, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="4: not supported"):
         list(for_each(partial(maker, tmp_path), [0, 4], Placement(nodes=1)))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_the_loss_of_all_nodes_is_said_and_waited_for_only_so_long(
+def test_loss_of_all_nodes_is_printed_and_an_error_after_the_timeout(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tasks, "LOOK_S", 1.0)
+    monkeypatch.setattr(tasks, "NODE_CHECK_S", 1.0)
     outcomes = for_each(lambda: time.sleep, [0, 600], Placement(nodes=1, wait_s=5))
     assert next(outcomes)[0] == 0
     cluster.nodes[0].kill()
-    with pytest.raises(InputError, match="no node has been there for 5 s; the same command goes on"):
+    with pytest.raises(InputError, match=r"5 s \(--wait-s\)"):
         next(outcomes)
-    assert "waiting for nodes: none is there" in capsys.readouterr().out
+    assert "waiting for nodes: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What KubeRay makes of a manifest: commands as its own tests expect them, environments, and what is refused."""
+"""Manifests as KubeRay reads them: commands as in its own tests, environments, and errors."""
 
 import base64
 from decimal import Decimal
@@ -42,7 +42,7 @@ def secret(name: str, **data: str) -> Object:
 
 
 class Read:
-    """Reads a manifest of some objects."""
+    """Reads a manifest made of objects."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "cluster.yaml"
@@ -70,7 +70,7 @@ def options(command: str) -> set[str]:
     return set(command.split())
 
 
-def test_a_head_has_the_command_that_kuberay_gives_it(read: Read) -> None:
+def test_head_command_is_that_of_kuberay(read: Read) -> None:
     # As in TestBuildPod_WithNoCPULimits.
     resources = {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
     expected = """ray start --head --block --dashboard-agent-listen-port=52365 --memory=1073741824 --num-cpus=2
@@ -80,7 +80,7 @@ def test_a_head_has_the_command_that_kuberay_gives_it(read: Read) -> None:
     assert command.startswith("ray start --head --block ")
 
 
-def test_a_worker_has_the_command_that_kuberay_gives_it(read: Read) -> None:
+def test_worker_command_is_that_of_kuberay(read: Read) -> None:
     # As in TestBuildPod, whose group names a port as well.
     limits = {"cpu": "1", "memory": "1Gi", "nvidia.com/gpu": "3"}
     expected = f"""ray start --block --dashboard-agent-listen-port=52365 --memory=1073741824 --num-cpus=1 --num-gpus=3
@@ -100,11 +100,13 @@ def test_a_worker_has_the_command_that_kuberay_gives_it(read: Read) -> None:
         ({"redis-password": "$REDIS_PASSWORD"}, "--redis-password=$REDIS_PASSWORD"),
     ],
 )
-def test_parameters_are_sorted_and_only_some_booleans_are_values(parameters: dict[str, str], expected: str) -> None:
+def test_parameters_are_sorted_and_booleans_are_switches_but_for_a_few(
+    parameters: dict[str, str], expected: str
+) -> None:
     assert start_command(parameters, is_head=False) == f"ray start {expected}"  # convertParamMap
 
 
-def test_what_a_group_says_itself_wins_over_what_follows_from_its_container(read: Read) -> None:
+def test_ray_start_params_override_the_resources_of_the_container(read: Read) -> None:
     # TestSetMissingRayStartParams*: Address, MetricsExportPort, Block, DashboardHost.
     limits = {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}
     own = {"address": "elsewhere:1", "num-cpus": "3", "num-gpus": "2", "metrics-export-port": "8081", "block": "false"}
@@ -116,7 +118,7 @@ def test_what_a_group_says_itself_wins_over_what_follows_from_its_container(read
     assert "address" not in of_head
 
 
-def test_the_field_resources_of_a_group_wins_over_its_parameters(read: Read) -> None:
+def test_resources_of_the_group_override_ray_start_params(read: Read) -> None:
     resources = {"CPU": "1500m", "memory": "1Gi", "nvidia.com/gpu": "2", "special": "3"}
     more = {"resources": resources, "labels": {"zone": "a", "disk": "fast"}, "rayStartParams": {"num-cpus": "9"}}
     start = read.worker({}, **more).start
@@ -125,12 +127,12 @@ def test_the_field_resources_of_a_group_wins_over_its_parameters(read: Read) -> 
 
 
 @pytest.mark.parametrize("key", ["nvidia.com/gpu", "amd.com/gpu", "nvidia.com/mig-2g.32gb"])
-def test_gpus_have_many_names(read: Read, key: str) -> None:
+def test_gpu_resources_have_several_names(read: Read, key: str) -> None:
     assert read.worker({"resources": {"limits": {"cpu": "1", key: 1, "example.com/none-gpu": 0}}}).gpus == 1
     assert read.worker({"resources": {"requests": {key: 1}}}).gpus == 0
 
 
-def test_with_an_autoscaler_the_head_has_no_monitor(read: Read) -> None:
+def test_head_has_no_monitor_with_an_autoscaler(read: Read) -> None:
     # TestBuildPod_WithAutoscalerEnabled, and TestSetAutoscalerV2EnvVars.
     cluster = read(ray_cluster(enableInTreeAutoscaling=True, autoscalerOptions={"version": "v2"}))
     assert " --no-monitor" in start_command(cluster.head.start, is_head=True)
@@ -151,7 +153,7 @@ def test_with_an_autoscaler_the_head_has_no_monitor(read: Read) -> None:
         ({"replicas": 3, "suspend": True}, 0),
     ],
 )
-def test_a_group_has_as_many_pods_as_its_bounds_allow(read: Read, fields: Object, replicas: int) -> None:
+def test_replicas_are_within_min_and_max(read: Read, fields: Object, replicas: int) -> None:
     assert read.worker({}, **fields).replicas == replicas
 
 
@@ -169,14 +171,14 @@ def test_a_group_has_as_many_pods_as_its_bounds_allow(read: Read, fields: Object
         (".5", "0.5"),
     ],
 )
-def test_quantities_are_those_of_kubernetes(text: str, value: str) -> None:
+def test_quantities_are_parsed_as_in_kubernetes(text: str, value: str) -> None:
     assert quantity(text) == Decimal(value)
 
 
 # ---- environment
 
 
-def test_pods_have_what_kuberay_adds(read: Read) -> None:
+def test_pods_have_the_environment_that_kuberay_adds(read: Read) -> None:
     cluster = read(ray_cluster(None, worker()))
     assert cluster.service == SERVICE
     both = {"RAY_CLUSTER_NAME": "raycluster-sample", "RAY_CLUSTER_NAMESPACE": "default", "RAY_PORT": "6379"}
@@ -189,7 +191,7 @@ def test_pods_have_what_kuberay_adds(read: Read) -> None:
     assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & {*head, *pod}
 
 
-def test_the_port_of_the_head_is_everybodys(read: Read) -> None:
+def test_port_of_the_head_is_in_the_environment_of_all_pods(read: Read) -> None:
     head = group(rayStartParams={"port": "9999"}, headService={"metadata": {"name": "front"}})
     for cluster, port in (
         (read(ray_cluster(head, worker())), "9999"),
@@ -202,14 +204,14 @@ def test_the_port_of_the_head_is_everybodys(read: Read) -> None:
     assert cluster.workers[0].start["metrics-export-port"] == "0"
 
 
-def test_a_token_is_asked_for_where_the_manifest_says_so(read: Read) -> None:
+def test_token_authentication_is_read_from_the_manifest(read: Read) -> None:
     cluster = read(ray_cluster(None, worker(), authOptions={"mode": "token"}))
     assert cluster.token
     assert {pod.environment["RAY_AUTH_MODE"] for pod in (cluster.head, *cluster.workers)} == {"token"}
     assert not read(ray_cluster(authOptions={"mode": "disabled"})).token
 
 
-def test_the_container_may_set_some_of_them_itself(read: Read) -> None:
+def test_container_overrides_some_variables_of_kuberay(read: Read) -> None:
     own = {"RAY_PORT": "1", "RAY_ADDRESS": "a", "RAY_AUTH_MODE": "b", "RAY_CLUSTER_NAME": "c"}
     env = [{"name": name, "value": value} for name, value in own.items()]
     environment = read(ray_cluster(group({"env": env}), authOptions={"mode": "token"})).head.environment
@@ -219,7 +221,7 @@ def test_the_container_may_set_some_of_them_itself(read: Read) -> None:
     assert read.head({"envFrom": [{"configMapRef": {"name": "config"}}]}, config).environment["RAY_PORT"] == "6379"
 
 
-def test_env_wins_over_env_from_and_the_later_source_over_the_earlier(read: Read) -> None:
+def test_env_overrides_env_from_and_later_sources_override_earlier_ones(read: Read) -> None:
     container = {
         "env": [{"name": "A", "value": "of env"}],
         "envFrom": [
@@ -238,7 +240,7 @@ def test_env_wins_over_env_from_and_the_later_source_over_the_earlier(read: Read
     }
 
 
-def test_entries_may_refer_to_others(read: Read) -> None:
+def test_env_entries_refer_to_secrets_fields_and_each_other(read: Read) -> None:
     env: list[Object] = [
         {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "key"}}},
         {"name": "MAYBE", "valueFrom": {"configMapKeyRef": {"name": "config", "key": "none", "optional": True}}},
@@ -254,7 +256,7 @@ def test_entries_may_refer_to_others(read: Read) -> None:
     assert "MAYBE" not in found
 
 
-def test_the_shell_wins_over_config_maps_and_secrets_and_not_over_the_manifest(read: Read) -> None:
+def test_shell_overrides_config_maps_and_secrets_but_not_literal_values(read: Read) -> None:
     container = {
         "env": [
             {"name": "LITERAL", "value": "manifest"},
@@ -268,7 +270,7 @@ def test_the_shell_wins_over_config_maps_and_secrets_and_not_over_the_manifest(r
     assert "OTHER" not in found
 
 
-def test_names_are_settled_when_a_pod_starts(read: Read) -> None:
+def test_names_and_addresses_are_resolved_when_a_pod_starts(read: Read) -> None:
     env: list[Object] = [
         {"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -279,18 +281,18 @@ def test_names_are_settled_when_a_pod_starts(read: Read) -> None:
     ]
     cluster = read(ray_cluster(None, worker({"env": env})))
     where = {"head": "10.0.0.2", "name": "node-1", "address": "10.0.0.3"}
-    found = cluster.settled(cluster.workers[0].environment, **where)
+    found = cluster.resolved(cluster.workers[0].environment, **where)
     assert (found["BOTH"], found["RAY_CLOUD_INSTANCE_ID"]) == ("node-1@10.0.0.3", "node-1")
     assert (found["SHORT"], found["MIDDLE"]) == ("http://10.0.0.2:8265", "10.0.0.2:10001")
     assert (found["FQ_RAY_IP"], found["RAY_IP"], found["RAY_ADDRESS"]) == ("10.0.0.2", "10.0.0.2", "10.0.0.2:6379")
     assert found["OTHERS"] == env[-1]["value"]
-    assert cluster.settled(cluster.workers[0].start, **where)["address"] == "10.0.0.2:6379"
+    assert cluster.resolved(cluster.workers[0].start, **where)["address"] == "10.0.0.2:6379"
 
 
 # ---- the file
 
 
-def test_a_ray_job_has_a_cluster_as_well(read: Read) -> None:
+def test_cluster_of_a_ray_job_is_read(read: Read) -> None:
     job = {"kind": "RayJob", "metadata": {"name": "train", "namespace": "ml"}}
     job["spec"] = {"entrypoint": "true", "rayClusterSpec": ray_cluster(None, worker())["spec"]}
     cluster = read(job)
@@ -298,7 +300,7 @@ def test_a_ray_job_has_a_cluster_as_well(read: Read) -> None:
     assert [pod.group for pod in cluster.workers] == ["small-group"]
 
 
-def test_a_ray_service_has_a_cluster_as_well_and_shorter_timeouts(read: Read) -> None:
+def test_cluster_of_a_ray_service_is_read_with_its_shorter_timeouts(read: Read) -> None:
     """As in setContainerEnvVars, where the creator is a RayService."""
     own = [{"name": "RAY_SERVE_KV_TIMEOUT_S", "value": "9"}]
     service = {"kind": "RayService", "metadata": {"name": "restore", "namespace": "ml"}}
@@ -313,26 +315,26 @@ def test_a_ray_service_has_a_cluster_as_well_and_shorter_timeouts(read: Read) ->
     assert not timeouts.keys() & {*others.head.environment, *others.workers[0].environment}
 
 
-def test_config_maps_of_another_namespace_are_not_seen(read: Read) -> None:
+def test_config_map_of_another_namespace_is_ignored(read: Read) -> None:
     other = config_map("config", A="1")
     other["metadata"]["namespace"] = "other"
-    with pytest.raises(InputError, match="no ConfigMap config is in the file"):
+    with pytest.raises(InputError, match="ConfigMap config"):
         read.head({"envFrom": [{"configMapRef": {"name": "config"}}]}, other)
 
 
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ([config_map("config")], "has 0 objects of kind RayCluster, RayJob, RayService; name a file"),
-        ([ray_cluster(), ray_cluster()], "has 2 objects of kind RayCluster, RayJob, RayService; name a file"),
-        ([{"kind": "RayCluster", "metadata": {"name": "r"}, "spec": {}}], r"KubeRay expects more.*headGroupSpec"),
+        ([config_map("config")], "has 0 objects of kind RayCluster, RayJob, RayService"),
+        ([ray_cluster(), ray_cluster()], "has 2 objects of kind RayCluster, RayJob, RayService"),
+        ([{"kind": "RayCluster", "metadata": {"name": "r"}, "spec": {}}], r".*headGroupSpec"),
         (
             [ray_cluster(group({"resources": {"limits": {"memory": "32GiB"}}}))],
-            r"32GiB is no quantity; write one such as 8, 500m or 32Gi",
+            r".*32GiB",
         ),
         (
             [ray_cluster(group({"envFrom": [{"secretRef": {"name": "keys"}}]}))],
-            r"envFrom: no Secret keys is in the file; add it, or make it optional",
+            r"envFrom: .*Secret keys",
         ),
         (
             [
@@ -341,20 +343,20 @@ def test_config_maps_of_another_namespace_are_not_seen(read: Read) -> None:
                 ),
                 config_map("c", other="1"),
             ],
-            r"env A: no ConfigMap c with k is in the file; add it, or set A in your shell",
+            r"env A: .*ConfigMap c .*k",
         ),
         (
             [ray_cluster(group({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]}))],
-            r"env A: fieldRef .*spec\.nodeName.* has no meaning here; write a value",
+            r"env A: fieldRef .*spec\.nodeName",
         ),
     ],
 )
-def test_what_would_not_start_is_refused_with_the_place(read: Read, objects: list[Object], message: str) -> None:
+def test_invalid_manifest_is_rejected_naming_the_place(read: Read, objects: list[Object], message: str) -> None:
     with pytest.raises(InputError, match=rf"cluster\.yaml: {message}"):
         read(*objects)
 
 
-def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_manifest_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
     for name, message in (("broken.yaml", "not YAML"), ("missing.yaml", "No such file"), (".", "Is a directory")):
         with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Batches: which pieces go together, and that each gets its own result whatever befalls the others."""
+"""Dynamic batching: which pieces share a batch, and errors, cancellation and lack of memory."""
 
 import gc
 import threading
@@ -21,7 +21,7 @@ def piece(value: int, height: int = 4, width: int = 4, measured: bool = False) -
 
 
 class Device:
-    """Answers a piece with its value; waits in the first batch until it is let go."""
+    """The result of a piece is its value; blocks in the first batch until `go` is set."""
 
     def __init__(self, at_once: int = 99) -> None:
         self.batches: list[list[int]] = []
@@ -33,7 +33,7 @@ class Device:
         self.started.set()
         self.go.wait(10)
         if 13 in values:
-            raise ValueError("an unlucky piece")
+            raise ValueError("a bad piece")
         if len(values) > self.at_once:
             raise torch.OutOfMemoryError("CUDA out of memory")
         assert len({each.kind for each in pieces}) == 1
@@ -42,7 +42,7 @@ class Device:
 
 
 def submitted_while_busy(device: Device, batcher: Batcher, pieces: list[Piece]) -> list[int | Exception]:
-    """What comes of a first piece, 0, and of those that came while the device was busy with it."""
+    """Results or errors of a first piece, 0, and of those submitted while the device was busy with it."""
     futures = [batcher.submit(piece(0))]
     device.started.wait(10)
     futures += [batcher.submit(each) for each in pieces]
@@ -50,14 +50,14 @@ def submitted_while_busy(device: Device, batcher: Batcher, pieces: list[Piece]) 
     return [future.exception(10) or int(future.result()) for future in futures]
 
 
-def test_a_piece_that_comes_alone_goes_at_once() -> None:
+def test_single_piece_is_computed_at_once() -> None:
     device = Device()
     device.go.set()
     assert Batcher(device.run, 10**6).submit(piece(7)).result(10) == 7
     assert device.batches == [[7]]
 
 
-def test_what_waits_goes_together_with_its_kind_oldest_first() -> None:
+def test_waiting_pieces_are_batched_by_kind_oldest_first() -> None:
     device = Device()
     batcher = Batcher(device.run, 10**6)
     pieces = [piece(1), piece(2, 5, 4), piece(3), piece(4, measured=True), piece(5, 5, 4), piece(6)]
@@ -66,7 +66,7 @@ def test_what_waits_goes_together_with_its_kind_oldest_first() -> None:
     assert (batcher.batches, batcher.pieces) == (4, 7)
 
 
-def test_a_batch_has_so_many_pixels_at_most_but_one_piece_always_goes() -> None:
+def test_batch_is_limited_by_pixels_unless_it_is_a_single_piece() -> None:
     device = Device()
     batcher = Batcher(device.run, max_pixels=40)
     pieces = [piece(nth) for nth in range(1, 6)] + [piece(6, 10, 10), piece(7, 10, 10)]
@@ -74,20 +74,20 @@ def test_a_batch_has_so_many_pixels_at_most_but_one_piece_always_goes() -> None:
     assert device.batches == [[0], [1, 2], [3, 4], [5], [6], [7]]
 
 
-def test_pieces_for_which_there_is_no_memory_together_are_computed_alone() -> None:
+def test_pieces_are_retried_one_by_one_when_out_of_memory() -> None:
     device = Device(at_once=1)
     assert submitted_while_busy(device, Batcher(device.run, 10**6), [piece(1), piece(2)]) == [0, 1, 2]
     assert device.batches == [[0], [1], [2]]
 
 
-def test_a_piece_for_which_there_is_no_memory_at_all_hears_of_it() -> None:
+def test_single_piece_that_is_out_of_memory_gets_the_error() -> None:
     device = Device(at_once=0)
     found = submitted_while_busy(device, Batcher(device.run, 10**6), [piece(1)])
     assert [type(each) for each in found] == [torch.OutOfMemoryError] * 2
 
 
-def test_what_a_device_had_no_memory_for_is_let_go() -> None:
-    """On a full GPU what follows needs its memory."""
+def test_out_of_memory_error_does_not_keep_activations_alive() -> None:
+    """On a full GPU the next batch needs their memory."""
     held: list[weakref.ref[Tensor]] = []
 
     def run(pieces: Sequence[Piece]) -> list[Tensor]:
@@ -104,7 +104,7 @@ def test_what_a_device_had_no_memory_for_is_let_go() -> None:
         gc.enable()
 
 
-def test_an_error_is_that_of_its_batch_and_not_of_the_next() -> None:
+def test_error_reaches_its_own_batch_only() -> None:
     device = Device()
     batcher = Batcher(device.run, 10**6)
     found = submitted_while_busy(device, batcher, [piece(13), piece(1), piece(2, 5, 5)])
@@ -112,7 +112,7 @@ def test_an_error_is_that_of_its_batch_and_not_of_the_next() -> None:
     assert batcher.failure is None
 
 
-def test_a_device_that_is_of_no_use_any_more_is_remembered() -> None:
+def test_accelerator_error_is_remembered_as_failure() -> None:
     def run(pieces: Sequence[Piece]) -> list[Tensor]:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
@@ -121,7 +121,7 @@ def test_a_device_that_is_of_no_use_any_more_is_remembered() -> None:
     assert isinstance(batcher.failure, torch.AcceleratorError)
 
 
-def test_a_cancelled_piece_is_not_computed() -> None:
+def test_cancelled_piece_is_not_computed() -> None:
     device = Device()
     batcher = Batcher(device.run, 10**6)
     first = batcher.submit(piece(0))
@@ -133,7 +133,7 @@ def test_a_cancelled_piece_is_not_computed() -> None:
     assert device.batches == [[0], [2]]
 
 
-def test_at_the_end_nobody_is_left_waiting() -> None:
+def test_close_cancels_waiting_pieces() -> None:
     device = Device()
     batcher = Batcher(device.run, 10**6)
     batcher.submit(piece(0))
@@ -145,5 +145,5 @@ def test_at_the_end_nobody_is_left_waiting() -> None:
         late.result(10)
 
 
-def test_a_batch_on_cpus_is_no_larger_than_what_keeps_them_busy() -> None:
+def test_batches_are_smaller_on_cpus() -> None:
     assert most_pixels("cpu") < most_pixels("cuda:1") == MAX_PIXELS

@@ -1,4 +1,4 @@
-"""Which type a client is answered with: its likings as another library reads them, and what a format can hold."""
+"""Content negotiation: q-values as werkzeug parses them, and what a format can hold."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ def photograph(height: int = 8, width: int = 9, alpha: bool = False) -> Photogra
 
 
 @given(st.dictionaries(st.sampled_from(RANGES), st.integers(0, 10), min_size=1), st.sampled_from(sorted(SUFFIXES)))
-def test_likings_are_read_as_werkzeug_reads_them(liked: dict[str, int], kind: str) -> None:
-    accept = ", ".join(f"{name};q={tenths / 10}" for name, tenths in liked.items())
-    # Werkzeug looks ranges up from the most specific to the least, as we do.
+def test_q_values_equal_those_of_werkzeug(qualities: dict[str, int], kind: str) -> None:
+    accept = ", ".join(f"{name};q={tenths / 10}" for name, tenths in qualities.items())
+    # Werkzeug also prefers the most specific range.
     assert quality(kind, accept) == pytest.approx(parse_accept_header(accept, MIMEAccept).quality(kind))
 
 
@@ -37,26 +37,26 @@ def test_likings_are_read_as_werkzeug_reads_them(liked: dict[str, int], kind: st
         ("IMAGE/PNG ; q=1", "image/jpeg", "image/png"),
     ],
 )
-def test_the_best_liked_type_is_chosen_and_the_given_one_among_equals(
+def test_preferred_type_is_chosen_and_the_given_one_among_equals(
     accept: str | None, given_type: str, answer: str
 ) -> None:
     assert answer_type(accept, given_type, photograph()) == answer
 
 
-def test_a_type_that_cannot_hold_the_picture_is_passed_over() -> None:
+def test_type_that_cannot_hold_the_picture_is_skipped() -> None:
     assert answer_type("image/jpeg, image/png;q=0.1", "image/png", photograph(alpha=True)) == "image/png"
     assert answer_type("image/webp, */*;q=0.1", "image/jpeg", photograph(width=20_000)) == "image/jpeg"
 
 
 @pytest.mark.parametrize(
-    ("accept", "found", "words"),
+    ("accept", "found", "pattern"),
     [
-        ("text/html", photograph(), "Accept is text/html; the answer can be image/jpeg, image/png, image/webp"),
-        ("image/png;q=0", photograph(), "the answer can be"),
-        ("image/jpeg", photograph(alpha=True), "alpha channel, which a JPEG cannot hold; accept image/png"),
-        ("image/webp", photograph(height=16_384), "9x16384 pixels, and a WEBP at most 16383 a side"),
+        ("text/html", photograph(), "text/html.* image/jpeg, image/png, image/webp"),
+        ("image/png;q=0", photograph(), "image/png;q=0.* image/webp"),
+        ("image/jpeg", photograph(alpha=True), "alpha channel.* JPEG.* image/png"),
+        ("image/webp", photograph(height=16_384), "9x16384.* 16383"),
     ],
 )
-def test_where_nothing_is_left_the_reason_is_told(accept: str, found: Photograph, words: str) -> None:
-    with pytest.raises(NotAcceptable, match=words):
+def test_error_gives_the_reason(accept: str, found: Photograph, pattern: str) -> None:
+    with pytest.raises(NotAcceptable, match=pattern):
         answer_type(accept, "image/png", found)

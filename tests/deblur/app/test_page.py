@@ -1,4 +1,4 @@
-"""The page of the app in a real browser: what people see, hear, press and get, against what the service answered."""
+"""The page in a real browser: display, keyboard, mouse and touch, accessibility, and errors of the service."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: str) -> Iterator[Page]:
-    """The page, opened; afterwards it must have asked no other host, broken no policy and raised no error."""
+    """The opened page. In the end there must be no request to another host, no CSP violation and no error."""
     with browser.new_context(viewport=DESK, has_touch=True, reduced_motion="reduce") as context:
         found = context.new_page()
         foreign, complaints = [], []
@@ -84,7 +84,7 @@ def choose(page: Page, data: bytes = PICTURE, name: str = "street.png", kind: st
 
 @pytest.fixture
 def silence() -> Iterator[Callable[[Route], None]]:
-    """Sends a request where it is read and never answered."""
+    """Sends a request to a server that reads it and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield lambda route: route.continue_(url=f"http://127.0.0.1:{listener.getsockname()[1]}/restore")
 
@@ -99,7 +99,7 @@ def expect_trouble(page: Page, sentence: str) -> None:
 
 
 def answer(page: Page, *answers: Callable[[Route], None]) -> list[Route]:
-    """POST /restore is answered by these, one after the other, then by the service; returns those that were asked."""
+    """POST /restore gets these responses in turn, then those of the service; returns the requests."""
     asked: list[Route] = []
 
     def handle(route: Route) -> None:
@@ -111,13 +111,13 @@ def answer(page: Page, *answers: Callable[[Route], None]) -> list[Route]:
 
 
 def wait_for(page: Page, asked: list[Route], count: int) -> None:
-    """Until so many requests have come here: the page shows an upload a little earlier."""
+    """Until that many requests have arrived, which is a little later than the page shows the upload."""
     while len(asked) < count:
         page.wait_for_timeout(10)
 
 
 def compare_black_to_white(page: Page) -> None:
-    """The result of a white picture that was restored to a black one."""
+    """The result of a white picture that is restored to a black one."""
     answer(page, lambda route: route.fulfill(body=BLACK, content_type="image/png"))
     choose(page, WHITE)
     expect_result(page)
@@ -130,7 +130,7 @@ def seen_share(page: Page) -> float:
     return 100 * float((row < 128).all(axis=-1).mean())
 
 
-def test_a_chosen_picture_is_restored_and_the_focus_is_on_the_result(page: Page) -> None:
+def test_chosen_picture_is_restored_and_the_result_is_focused(page: Page) -> None:
     choose(page)
     expect_result(page)
     slider = page.get_by_role("slider")
@@ -142,7 +142,7 @@ def test_a_chosen_picture_is_restored_and_the_focus_is_on_the_result(page: Page)
     assert page.get_by_role("status").evaluate("status => status.ariaLive ?? 'polite'") == "polite"
 
 
-def test_nothing_is_asked_for_but_the_page_the_limits_and_the_restored_picture(browser: Browser, service: str) -> None:
+def test_page_requests_only_itself_the_limits_and_the_restored_picture(browser: Browser, service: str) -> None:
     with browser.new_page() as page:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -153,7 +153,7 @@ def test_nothing_is_asked_for_but_the_page_the_limits_and_the_restored_picture(b
     assert paths == {"/", "/page.css", "/page.js", "/limits", "/restore"}
 
 
-def test_the_line_moves_by_keyboard_and_the_cut_follows(page: Page) -> None:
+def test_keyboard_moves_the_line_and_the_clipping(page: Page) -> None:
     compare_black_to_white(page)
     assert seen_share(page) == pytest.approx(50, abs=1)
     for keys, share in (("ArrowUp " * 20, 70), ("ArrowRight " * 10, 60), ("Home", 0), ("End", 100)):
@@ -163,7 +163,7 @@ def test_the_line_moves_by_keyboard_and_the_cut_follows(page: Page) -> None:
         assert seen_share(page) == pytest.approx(share, abs=1)
 
 
-def test_the_line_moves_by_mouse_and_the_cut_follows(page: Page) -> None:
+def test_mouse_moves_the_line_and_the_clipping(page: Page) -> None:
     compare_black_to_white(page)
     box = page.locator("#stage").bounding_box()
     middle = box["y"] + box["height"] / 2
@@ -181,7 +181,7 @@ def test_the_line_moves_by_mouse_and_the_cut_follows(page: Page) -> None:
 
 
 def swipe(page: Page, start: tuple[float, float], by: tuple[float, float]) -> None:
-    """One finger's drag, as the browser gets it from a touch screen."""
+    """A drag with one finger on a touch screen."""
     devtools = page.context.new_cdp_session(page)
     for nth in range(11):
         point = {"x": start[0] + by[0] * nth / 10, "y": start[1] + by[1] * nth / 10}
@@ -190,7 +190,7 @@ def swipe(page: Page, start: tuple[float, float], by: tuple[float, float]) -> No
     devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
-def test_a_finger_moves_the_line_sideways_and_still_scrolls_the_page(page: Page) -> None:
+def test_touch_moves_the_line_horizontally_and_scrolls_vertically(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 500})
     compare_black_to_white(page)
     box = page.locator("#stage").bounding_box()
@@ -202,7 +202,7 @@ def test_a_finger_moves_the_line_sideways_and_still_scrolls_the_page(page: Page)
     expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", "75 % restored")
 
 
-def test_zoomed_the_picture_is_panned_and_the_line_still_cuts_what_is_seen(page: Page) -> None:
+def test_zoomed_picture_is_panned_and_the_line_clips_its_visible_part(page: Page) -> None:
     compare_black_to_white(page)
     stage, width = page.locator("#stage"), "() => document.getElementById('restored').getBoundingClientRect().width"
     fit = page.evaluate(width)
@@ -244,22 +244,20 @@ HAND_OVER = """([kind, text]) => {
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_a_picture_can_be_dropped_and_pasted_anywhere(page: Page, kind: str) -> None:
+def test_picture_can_be_dropped_and_pasted_anywhere(page: Page, kind: str) -> None:
     assert page.evaluate(HAND_OVER, ["dragover", ""]), "else the browser does not allow the drop"
     page.evaluate(HAND_OVER, [kind, base64.b64encode(PICTURE).decode()])
     expect_result(page)
     assert page.get_by_role("img", name="Blurred picture").evaluate("image => image.naturalWidth") == 80
 
 
-def test_what_is_dropped_and_is_no_file_is_told(page: Page) -> None:
+def test_dropping_something_else_than_a_file_is_an_error(page: Page) -> None:
     page.evaluate(HAND_OVER, ["drop", ""])
     expect_trouble(page, "not a file")
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("image/jpeg", "jpg"), ("image/png", "png"), ("image/webp", "webp")])
-def test_the_download_is_what_the_command_makes_of_the_same_file(
-    page: Page, service_model: Path, kind: str, ending: str
-) -> None:
+def test_download_equals_the_output_of_the_command(page: Page, service_model: Path, kind: str, ending: str) -> None:
     data = encoded(picture(1, 60, 80), kind)
     choose(page, data, "my.street.photo", kind)
     expect_result(page)
@@ -282,7 +280,7 @@ def test_the_download_is_what_the_command_makes_of_the_same_file(
         ({}, "torn.jpg", "image/jpeg", "torn.jpg cannot be read as a picture"),
     ],
 )
-def test_what_cannot_be_restored_is_refused_in_words_before_it_is_sent(
+def test_unsuitable_file_is_rejected_before_the_upload(
     page: Page, limits: dict[str, int], name: str, kind: str, sentence: str
 ) -> None:
     page.route("**/limits", lambda route: route.fulfill(json=LIMITS | limits))
@@ -304,7 +302,7 @@ def test_what_cannot_be_restored_is_refused_in_words_before_it_is_sent(
         (502, "text/html", "<h1>Bad Gateway</h1>", "The service answered 502: try again later.", True),
     ],
 )
-def test_the_sentence_of_the_service_is_shown(
+def test_error_message_of_the_service_is_shown(
     page: Page, status: int, kind: str, body: str, sentence: str, again: bool
 ) -> None:
     answer(page, lambda route: route.fulfill(status=status, content_type=kind, body=body))
@@ -317,7 +315,7 @@ def busy(route: Route) -> None:
     route.fulfill(status=503, headers={"Retry-After": "30"}, content_type="text/plain", body="The queue is full.")
 
 
-def test_a_busy_service_is_asked_again_after_as_long_as_it_said(page: Page) -> None:
+def test_busy_service_is_retried_after_retry_after(page: Page) -> None:
     page.clock.install()
     asked = answer(page, busy)
     choose(page)
@@ -330,7 +328,7 @@ def test_a_busy_service_is_asked_again_after_as_long_as_it_said(page: Page) -> N
     assert len(asked) == 2
 
 
-def test_a_service_that_stays_busy_is_given_up_and_can_be_asked_again(page: Page) -> None:
+def test_retries_of_a_busy_service_end_and_can_be_repeated(page: Page) -> None:
     page.clock.install()
     asked = answer(page, *[busy] * 5)
     choose(page)
@@ -343,7 +341,7 @@ def test_a_service_that_stays_busy_is_given_up_and_can_be_asked_again(page: Page
     expect_result(page)
 
 
-def test_a_broken_connection_is_told_and_the_same_picture_can_be_sent_again(page: Page) -> None:
+def test_lost_connection_is_an_error_and_the_same_picture_can_be_sent_again(page: Page) -> None:
     asked = answer(page, lambda route: route.abort())
     choose(page)
     expect_trouble(page, "The connection to the service broke.")
@@ -354,7 +352,7 @@ def test_a_broken_connection_is_told_and_the_same_picture_can_be_sent_again(page
     assert [route.request.post_data_buffer for route in asked] == [PICTURE, PICTURE]
 
 
-def test_limits_that_could_not_be_asked_are_asked_again(page: Page) -> None:
+def test_limits_are_fetched_again_after_a_failure(page: Page) -> None:
     page.route("**/limits", lambda route: route.abort(), times=2)
     page.reload()
     choose(page)
@@ -363,7 +361,7 @@ def test_limits_that_could_not_be_asked_are_asked_again(page: Page) -> None:
     expect_result(page)
 
 
-def test_seconds_are_shown_while_restoring_and_no_percent(page: Page, silence: Callable[[Route], None]) -> None:
+def test_restoring_shows_seconds_and_no_percentage(page: Page, silence: Callable[[Route], None]) -> None:
     page.clock.install()
     answer(page, silence)
     choose(page)
@@ -373,13 +371,13 @@ def test_seconds_are_shown_while_restoring_and_no_percent(page: Page, silence: C
     assert page.get_by_role("progressbar").get_attribute("value") is None
 
 
-def test_the_upload_shows_how_much_was_sent(page: Page) -> None:
+def test_upload_shows_its_progress(page: Page) -> None:
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 400_000}
     page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
     page.evaluate("""() => {
       window.shown = [];
-      const note = () => shown.push(document.querySelector(".told p").innerText);
-      new MutationObserver(note).observe(document.querySelector(".told"), { childList: true, subtree: true });
+      const note = () => shown.push(document.querySelector(".status p").innerText);
+      new MutationObserver(note).observe(document.querySelector(".status"), { childList: true, subtree: true });
     }""")
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     choose(page, encoded(noise))
@@ -390,7 +388,7 @@ def test_the_upload_shows_how_much_was_sent(page: Page) -> None:
 
 
 @pytest.mark.parametrize("during", ["the restoring", "the wait"])
-def test_cancel_ends_the_work_and_leaves_the_page_ready(
+def test_cancel_aborts_the_request_and_resets_the_page(
     page: Page, silence: Callable[[Route], None], during: str
 ) -> None:
     ended: list[str] = []
@@ -408,7 +406,7 @@ def test_cancel_ends_the_work_and_leaves_the_page_ready(
     expect_result(page)
 
 
-def test_another_picture_takes_the_place_of_one_in_work_and_the_old_one_is_let_go(page: Page) -> None:
+def test_another_picture_replaces_the_current_one_and_revokes_its_urls(page: Page) -> None:
     asked = answer(page, Route.continue_, lambda route: None)
     choose(page)
     expect_result(page)
@@ -426,7 +424,7 @@ def test_another_picture_takes_the_place_of_one_in_work_and_the_old_one_is_let_g
 
 
 def in_every_state(page: Page) -> Iterator[str]:
-    """The page as it is at first, at work, with a result, zoomed, and with an error; names and sentences are long."""
+    """The page in each state: empty, running, result, zoomed and error, with long names and messages."""
     name = "a-name-without-any-space-that-is-longer-than-a-phone-is-wide.png"
     asked = answer(page, lambda route: None)
     yield "empty"
@@ -443,7 +441,7 @@ def in_every_state(page: Page) -> Iterator[str]:
     yield "error"
 
 
-def test_a_phone_shows_all_without_scrolling_sideways(page: Page) -> None:
+def test_nothing_overflows_horizontally_on_a_phone(page: Page) -> None:
     page.set_viewport_size(PHONE)
     for state in in_every_state(page):
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], state
@@ -469,7 +467,7 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_has_the_contrast_that_wcag_asks_for(page: Page, scheme: str) -> None:
+def test_text_has_the_contrast_required_by_wcag(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     for state in in_every_state(page):
         found = page.evaluate(CONTRASTS)
@@ -477,7 +475,7 @@ def test_all_text_has_the_contrast_that_wcag_asks_for(page: Page, scheme: str) -
         assert [text for contrast, text in found if contrast < 4.5] == [], state
 
 
-def test_a_screen_reader_finds_landmarks_one_heading_and_a_name_on_every_control(page: Page) -> None:
+def test_accessibility_tree_has_landmarks_one_heading_and_named_controls(page: Page) -> None:
     devtools = page.context.new_cdp_session(page)
     for state in in_every_state(page):
         nodes = devtools.send("Accessibility.getFullAXTree")["nodes"]
@@ -490,7 +488,7 @@ def test_a_screen_reader_finds_landmarks_one_heading_and_a_name_on_every_control
         assert [role for role, name in found if role in controls and not name] == [], state
 
 
-def test_without_javascript_the_page_tells_how_to_do_it_in_a_terminal(browser: Browser, service: str) -> None:
+def test_page_without_javascript_shows_the_terminal_command(browser: Browser, service: str) -> None:
     with browser.new_page(java_script_enabled=False) as page:
         page.goto(service)
         sentence = page.locator("noscript p")

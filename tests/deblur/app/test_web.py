@@ -1,4 +1,4 @@
-"""The app of one replica without a server: memory is lent in turn, and a device that fails is told and survived."""
+"""The app of one replica: memory limits, and devices that fail, hang or run out of memory."""
 
 import asyncio
 import io
@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cluster.exporter import Numbers
+from cluster.exporter import Metrics
 from deblur.app.metrics import SERVICE
-from deblur.app.web import Room, Web, _in_thread
+from deblur.app.web import Web, WeightedSemaphore, _in_thread
 from tests.datasets import picture
 from tests.servers import ask, listening
 
@@ -37,7 +37,7 @@ class Fragile(nn.Module):
 
 @contextmanager
 def client(generator: nn.Module, max_pixels: int = 1_000_000) -> Iterator[tuple[int, Web]]:
-    web = Web(generator, "cpu", Numbers(SERVICE, {"replica": "1"}), max_pixels=max_pixels, max_bytes=1_000_000)
+    web = Web(generator, "cpu", Metrics(SERVICE, {"replica": "1"}), max_pixels=max_pixels, max_bytes=1_000_000)
     with listening(web.app) as port:
         yield port, web
     web.close()
@@ -60,26 +60,27 @@ def test_a_picture_goes_through_the_generator() -> None:
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(body))), 255 - pixels)
 
 
-def test_a_picture_over_the_replicas_own_limit_is_refused_by_its_size() -> None:
+def test_picture_above_the_limit_of_the_replica_is_rejected() -> None:
     with client(Fragile(), max_pixels=599) as (port, _):
         status, sentence, _ = restore(port, picture(0, 20, 30))
     assert status == 413
-    assert sentence == b"The picture: 30x20 is over the limit of 599 pixels; scale it down"
+    assert b"30x20" in sentence
+    assert b"599 pixels" in sentence
 
 
-def test_an_accident_is_answered_with_try_again_and_the_next_picture_restored() -> None:
+def test_unexpected_error_is_answered_with_retry_after_and_the_next_picture_is_restored() -> None:
     generator = Fragile()
     with client(generator) as (port, web):
-        generator.error = RuntimeError("an accident")
+        generator.error = RuntimeError("a crash")
         status, sentence, headers = restore(port, picture(0, 20, 30))
         assert (status, headers["retry-after"]) == (503, "5")
-        assert sentence == b"The picture could not be restored now; send it again."
+        assert b"a crash" not in sentence
         web.check()
         generator.error = None
         assert restore(port, picture(0, 20, 30))[0] == 200
 
 
-def test_a_device_that_is_of_no_use_any_more_is_no_longer_ready_and_the_replica_asks_to_be_replaced() -> None:
+def test_failed_device_makes_the_replica_unready_and_unhealthy() -> None:
     generator = Fragile()
     with client(generator) as (port, web):
         assert ask(port, "GET", "/readyz")[0] == 200
@@ -90,7 +91,7 @@ def test_a_device_that_is_of_no_use_any_more_is_no_longer_ready_and_the_replica_
             web.check()
 
 
-def test_a_device_that_hangs_is_told_from_one_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_device_makes_the_replica_unhealthy_and_a_busy_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     go, started = threading.Event(), threading.Event()
 
     class Hanging(Fragile):
@@ -105,14 +106,14 @@ def test_a_device_that_hangs_is_told_from_one_that_is_busy(monkeypatch: pytest.M
         started.wait(20)
         web.check()
         monkeypatch.setattr("deblur.app.web.STUCK_S", 0.0)
-        with pytest.raises(RuntimeError, match="busy with one batch for more than 0 s"):
+        with pytest.raises(RuntimeError, match="one batch for more than 0 s"):
             web.check()
         go.set()
         asking.join()
         web.check()
 
 
-def test_a_picture_for_which_a_gpu_has_no_memory_as_a_whole_is_restored_in_tiles() -> None:
+def test_picture_that_does_not_fit_into_gpu_memory_is_restored_in_tiles() -> None:
     class Small(Fragile):
         def forward(self, pictures: Tensor) -> Tensor:
             if pictures[0, 0].numel() > 1_100_000:
@@ -125,7 +126,7 @@ def test_a_picture_for_which_a_gpu_has_no_memory_as_a_whole_is_restored_in_tiles
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(body))), 255 - pixels)
 
 
-def test_the_page_asks_nobody_but_this_app() -> None:
+def test_page_loads_nothing_from_other_origins() -> None:
     with client(Fragile()) as (port, _):
         for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
             _, body, headers = ask(port, "GET", path)
@@ -134,20 +135,20 @@ def test_the_page_asks_nobody_but_this_app() -> None:
             assert not re.findall(rb"(?:src=|<link[^>]*href=|url\(|fetch\(|import )\W*(?:https?:)?//", body)
 
 
-def test_a_request_that_is_cancelled_keeps_its_room_until_its_thread_is_done() -> None:
+def test_cancelled_request_holds_the_semaphore_until_its_thread_ends() -> None:
     async def scenario() -> list[str]:
-        room, events, go = Room(10), [], threading.Event()
+        semaphore, events, go = WeightedSemaphore(10), [], threading.Event()
 
         def decode() -> None:
             go.wait(20)
             events.append("decoded")
 
         async def request() -> None:
-            async with room.taken(10):
+            async with semaphore.acquire(10):
                 await _in_thread(decode)
 
         async def next_request() -> None:
-            async with room.taken(10):
+            async with semaphore.acquire(10):
                 events.append("next")
 
         first = asyncio.create_task(request())
@@ -163,13 +164,13 @@ def test_a_request_that_is_cancelled_keeps_its_room_until_its_thread_is_done() -
     assert asyncio.run(scenario()) == ["decoded", "next"]
 
 
-def test_room_is_lent_in_the_order_of_asking_and_never_more_than_there_is() -> None:
+def test_semaphore_is_fair_and_never_exceeded() -> None:
     async def scenario() -> list[tuple[str, int]]:
-        room, events, taken = Room(10), [], 0
+        semaphore, events, taken = WeightedSemaphore(10), [], 0
 
         async def use(name: str, amount: int, seconds: float) -> None:
             nonlocal taken
-            async with room.taken(amount):
+            async with semaphore.acquire(amount):
                 taken += amount
                 events.append((name, taken))
                 await asyncio.sleep(seconds)
@@ -187,12 +188,12 @@ def test_room_is_lent_in_the_order_of_asking_and_never_more_than_there_is() -> N
     assert max(taken for _, taken in events) == 10
 
 
-def test_room_is_given_back_by_those_who_leave_while_they_wait_or_work() -> None:
+def test_semaphore_is_released_by_cancelled_waiters_and_holders() -> None:
     async def scenario() -> None:
-        room = Room(10)
+        semaphore = WeightedSemaphore(10)
 
         async def use(seconds: float) -> None:
-            async with room.taken(10):
+            async with semaphore.acquire(10):
                 await asyncio.sleep(seconds)
 
         working, waiting = asyncio.create_task(use(60)), asyncio.create_task(use(60))
