@@ -38,7 +38,7 @@ def available_resources_per_node() -> dict[str, dict[str, float]]:
 
     Missing: `ray.available_resources` of one node. It gives the sum over the cluster.
     """
-    found: dict[str, dict[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    found: dict[str, dict[str, float]] = state.available_resources_per_node()
     return found
 
 

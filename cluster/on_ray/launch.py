@@ -66,7 +66,7 @@ def connected(quiet: bool = False) -> Iterator[str]:
 
 
 def _own_address() -> str:
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    address: str = ray.util.get_node_ip_address()
     return address
 
 

@@ -181,7 +181,7 @@ def _count_groups(share: Group, left: dict[str, float]) -> int:
 
 
 def _alive_nodes() -> list[Node]:
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _gpu_nodes() -> list[Node]:

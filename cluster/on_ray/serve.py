@@ -90,7 +90,7 @@ def served(app: serve.Application, host: str, port: int, cpus: int) -> Iterator[
         serve.run(app, name=APP, logging_config=logs)
         yield
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()
         ray.shutdown()
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from cluster.errors import InputError
 from cluster.exporter import Metrics
-from cluster.gate import Limits
+from cluster.gate import Application, Limits
 from deblur.app.batching import Batcher, most_pixels
 from deblur.app.media import SUFFIXES, TYPES, NotAcceptable, answer_type
 from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
@@ -74,7 +74,7 @@ class Web:
         routes = [Route(path, _file(name, kind)) for path, (name, kind) in _PAGE.items()]
         routes += [Route("/restore", self._restore, methods=["POST"]), Route("/limits", self._limits)]
         routes += [Route("/healthz", self._health), Route("/readyz", self._health)]
-        self.app = Starlette(routes=routes)
+        self.app: Application = Starlette(routes=routes)
 
     def check(self) -> None:
         """Raises RuntimeError if the device has failed or hangs, so that the process has to be restarted."""
