@@ -9,9 +9,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -26,26 +25,21 @@ ON_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}  # a trial only waits for 
 TRIAL_ERRORS = (Diverged, RanksFailed)  # another trial may well not have them
 
 
-@dataclass(frozen=True)
-class Reporter:
-    """How a trial reports metrics: by `report`, and from its Ray Train workers by `callbacks`."""
-
-    report: Callable[[dict[str, Any]], None]
-    callbacks: Sequence[UserCallback]
+RunTrial = Callable[[dict[str, Any], Callable[[dict[str, Any]], None], Sequence[UserCallback]], None]
+"""Takes a configuration, a function that reports metrics, and callbacks that report those of Ray Train workers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trials:
-    """The caller's side of a search; Tune's driver loop calls it from one thread.
+class Trials(Protocol):
+    """The caller's side of a search; Tune's driver loop calls it from one thread."""
 
-    ask       returns the configuration of the next trial as JSON values, with its unique `name`
-    reported  takes a trial's name and metrics; returns whether to stop the trial, which then does not end otherwise
-    ended     takes the name of a trial that ended by itself, and its error if it failed
-    """
+    def ask(self) -> dict[str, Any]:
+        """The configuration of the next trial as JSON values, with its unique `name`."""
 
-    ask: Callable[[], dict[str, Any]]
-    reported: Callable[[str, Mapping[str, Any]], bool]
-    ended: Callable[[str, Exception | None], None]
+    def reported(self, name: str, metrics: Mapping[str, Any]) -> bool:
+        """Takes the metrics of a trial; returns whether to stop it, after which `ended` is not called."""
+
+    def ended(self, name: str, error: Exception | None) -> None:
+        """A trial has returned, or failed with an error."""
 
 
 def check_on_head() -> None:
@@ -55,10 +49,8 @@ def check_on_head() -> None:
         raise InputError("a search must run on the head node of the cluster; submit it with `ray job submit`")
 
 
-def run_trials(
-    run_trial: Callable[[dict[str, Any], Reporter], None], trials: Trials, count: int, max_concurrent: int
-) -> None:
-    """Runs `run_trial(configuration, reporter)`, which reports at least once, in a process on the head for each trial.
+def run_trials(run_trial: RunTrial, trials: Trials, count: int, max_concurrent: int) -> None:
+    """Runs `run_trial`, which must report at least once, in a process on the head for each trial.
 
     An error specific to one trial fails that trial; any other error, or one of `trials`, ends the search and is raised.
     """
@@ -67,7 +59,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.FATAL)  # the caller reports errors
 
     def trainable(config: dict[str, Any]) -> None:
-        run_trial(json.loads(config["trial"]), Reporter(tune.report, [TuneReportCallback()]))
+        run_trial(json.loads(config["trial"]), tune.report, [TuneReportCallback()])
 
     events = _Events(trials)
     with tempfile.TemporaryDirectory(prefix="ray-tune-") as folder:
@@ -117,15 +109,13 @@ class _Events(tune.Callback):
         return bool(self._call(self._trials.reported, name, result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._call(self._failed, _name(trial.config), trial)
-
-    def _failed(self, name: str, trial: Trial) -> None:
         # `trial.get_pickled_error` reads a copy that is written later.
         error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         error = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(error, FINAL) and not isinstance(error, TRIAL_ERRORS):
+            self.error = error
             raise error
-        self._trials.ended(name, error)
+        self._call(self._trials.ended, _name(trial.config), error)
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A search from its settings to its end: which trials run, and what the record keeps of each."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -71,13 +71,8 @@ class TuneSettings(SharedSettings):
     @property
     def placement(self) -> Placement:
         """Where the ranks of one trial go."""
-        return Placement(
-            nodes=self.nodes_per_trial,
-            ranks_per_node=self.ranks_per_node,
-            wait_s=self.wait_s,
-            groups_per_node=self.trials_per_node,
-            shared_cluster=True,
-        )
+        shape = {"nodes": self.nodes_per_trial, "ranks_per_node": self.ranks_per_node}
+        return Placement(**shape, groups_per_node=self.trials_per_node, wait_s=self.wait_s, shared_cluster=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +134,7 @@ def tune(plan: Plan) -> Search:
     """Runs the trials that have not ended yet, and returns the search."""
     from cluster.on_ray import launch  # needs Ray
     from cluster.on_ray.nodes import count_free_slots
-    from cluster.on_ray.tune import check_on_head
+    from cluster.on_ray.tune import check_on_head, run_trials
 
     settings, search = plan.settings, read(plan)
     assert settings.data
@@ -160,7 +155,11 @@ def tune(plan: Plan) -> Search:
             return search
         with leases.acquire(search.url) as holder:
             search = read(plan)  # again, because the previous holder may have written until now
-            _Driver(plan, search, holder).run(at_once)
+            driver = _Driver(plan, search, holder)
+            count = sum(trial.state == "running" for trial in search.trials)
+            count += max(0, settings.trials - len(search.trials))
+            if count:
+                run_trials(run_trial, driver, count, at_once)
     return search
 
 
@@ -188,21 +187,12 @@ class _Driver:
     def __init__(self, plan: Plan, search: Search, holder: Holder) -> None:
         self._plan, self._search, self._holder, self._live = plan, search, holder, LiveTable()
         self._interrupted = [trial for trial in search.trials if trial.state == "running"]
-        self._by_name = {search.name_of(trial): trial for trial in search.trials}
         settings, grace = plan.settings, plan.settings.grace_images or 1
         seed, reduction = settings.recipe.seed, int(settings.reduction)
         self._study = Study(plan.space, settings.metric, settings.sampler, seed, grace, reduction)
         self._study.replay(search.trials)
 
-    def run(self, at_once: int) -> None:
-        from cluster.on_ray.tune import Trials, run_trials
-
-        count = len(self._interrupted) + max(0, self._plan.settings.trials - len(self._search.trials))
-        if count:
-            trials = Trials(ask=self._next, reported=self._reported, ended=self._ended)
-            run_trials(run_trial, trials, count, at_once)
-
-    def _next(self) -> dict[str, Any]:
+    def ask(self) -> dict[str, Any]:
         trial = self._interrupted.pop(0) if self._interrupted else self._new()
         self._live.event(f"{self._search.name_of(trial)}: starting")
         return _configuration(self._plan, self._search, trial)
@@ -210,14 +200,12 @@ class _Driver:
     def _new(self) -> Trial:
         number, first = len(self._search.trials), self._plan.first
         values = self._study.start(number, first[number] if number < len(first) else None)
-        trial = Trial(number=number, values=values)
-        self._by_name[self._search.name_of(trial)] = trial
-        self._search.trials.append(trial)
+        self._search.trials.append(Trial(number=number, values=values))
         self._search.write(self._holder)
-        return trial
+        return self._search.trials[-1]
 
-    def _reported(self, name: str, metrics: Mapping[str, Any]) -> bool:
-        trial = self._by_name[name]
+    def reported(self, name: str, metrics: Mapping[str, Any]) -> bool:
+        trial = self._named(name)
         if not trial.add(metrics):
             return False
         stop = self._study.should_stop(trial.number, trial.curve[-1])
@@ -228,9 +216,12 @@ class _Driver:
         self._live.show(self._search)
         return False
 
-    def _ended(self, name: str, error: Exception | None) -> None:
+    def ended(self, name: str, error: Exception | None) -> None:
         reason = f"{type(error).__name__}: {error}".splitlines()[0] if error else ""
-        self._end(self._by_name[name], "failed" if error else "finished", reason)
+        self._end(self._named(name), "failed" if error else "finished", reason)
+
+    def _named(self, name: str) -> Trial:
+        return next(trial for trial in self._search.trials if self._search.name_of(trial) == name)
 
     def _end(self, trial: Trial, state: Literal["finished", "stopped", "failed"], reason: str = "") -> None:
         trial.state, trial.reason = state, reason
@@ -242,15 +233,15 @@ class _Driver:
         self._live.show(self._search, force=True)
 
 
-def run_trial(configuration: dict[str, Any], reporter: Any) -> None:
+def run_trial(configuration: dict[str, Any], report: Callable[[dict[str, Any]], None], callbacks: Any) -> None:
     """One trial, in its own process on the head: trains a run, or resumes it."""
     settings = cli.from_plain(TrainSettings, configuration["settings"])
     run = Run(settings.run_url)
     for metrics in _validations(run):
-        reporter.report(metrics)
-    train(settings, Placement(**configuration["placement"]), reporter.callbacks)
+        report(metrics)
+    train(settings, Placement(**configuration["placement"]), callbacks)
     *_, last = _validations(run)
-    reporter.report(last)  # the workers' own last report may arrive too late
+    report(last)  # the workers' own last report may arrive too late
 
 
 def _validations(run: Run) -> Iterator[dict[str, Any]]:
@@ -264,8 +255,8 @@ def _configuration(plan: Plan, search: Search, trial: Trial) -> dict[str, Any]:
     """A trial as JSON values: the settings of the search, with the trial's own run and recipe."""
     settings, name = plan.settings, search.name_of(trial)
     shared = {field: value for field, value in cli.plain(settings).items() if field in _SHARED}
-    own = {"run": f"{search.name}/{name}", "nodes": settings.nodes_per_trial}
-    own |= {"recipe": recipes.to_json(search.recipe_of(trial))}
+    recipe = recipes.to_json(search.recipe_of(trial))
+    own = {"run": f"{search.name}/{name}", "nodes": settings.nodes_per_trial, "recipe": recipe}
     return {"name": name, "settings": shared | own, "placement": asdict(settings.placement)}
 
 

@@ -26,7 +26,6 @@ from deblur.search.table import counts, rows
 
 _AXIS: dict[Metric, str] = {"psnr": "validation PSNR in dB", "ssim": "validation SSIM"}
 _PANEL_INCHES = (5.2, 3.6)
-_COLUMNS = 3
 _OUTLIER = 4.0  # this many times as far below the median as the best score is above it
 
 Panel = tuple[str, Callable[[Axes], None]]
@@ -34,9 +33,22 @@ Panel = tuple[str, Callable[[Axes], None]]
 
 def write(search: Search, space: Space) -> None:
     """Writes both files into the folder of the search."""
-    panels = list_panels(search, space)
-    search.store.put("report.html", page(search, space, panels).encode())
-    search.store.put("report.png", png(search, panels))
+    panels, title, best = list_panels(search, space), f"{search.name}: {counts(search.trials)}", search.best()
+    page = render(
+        "deblur.search",
+        "search.html.j2",
+        title=title,
+        best=best and search.name_of(best),
+        rows=rows(search),
+        space={name: describe(distribution) for name, distribution in space.items()},
+        panels=[(panel[0], _svg(panel)) for panel in panels],
+        min_trials=MIN_TRIALS,
+    )
+    search.store.put("report.html", page.encode())
+    figure, picture = _figure(panels, columns=3), io.BytesIO()
+    figure.suptitle(plain(title))
+    FigureCanvasAgg(figure).print_png(picture)
+    search.store.put("report.png", picture.getvalue())
 
 
 def list_panels(search: Search, space: Space) -> list[Panel]:
@@ -49,47 +61,20 @@ def list_panels(search: Search, space: Space) -> list[Panel]:
     return panels
 
 
-def png(search: Search, panels: list[Panel]) -> bytes:
-    """All panels as one picture."""
-    height = math.ceil(len(panels) / _COLUMNS)
-    size = (_COLUMNS * _PANEL_INCHES[0], height * _PANEL_INCHES[1] + 0.5)
+def _svg(panel: Panel) -> Markup:
+    with svg_settings(panel[0]):
+        return Markup(figure_svg(_figure([panel], columns=1)))  # matplotlib escapes names
+
+
+def _figure(panels: list[Panel], columns: int) -> Figure:
+    height = math.ceil(len(panels) / columns)
+    size = (columns * _PANEL_INCHES[0], height * _PANEL_INCHES[1])
     figure = Figure(figsize=size, dpi=100, layout="constrained")
-    figure.suptitle(plain(_title(search)))
     for place, (title, draw) in enumerate(panels, start=1):
-        axes = figure.add_subplot(height, _COLUMNS, place)
+        axes = figure.add_subplot(height, columns, place)
         draw(axes)
         axes.set_title(plain(title))
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
-    return picture.getvalue()
-
-
-def page(search: Search, space: Space, panels: list[Panel]) -> str:
-    """The HTML page."""
-    best = search.best()
-    return render(
-        "deblur.search",
-        "search.html.j2",
-        title=_title(search),
-        best=best and search.name_of(best),
-        rows=rows(search),
-        space={name: describe(distribution) for name, distribution in space.items()},
-        panels=[(title, Markup(_svg(title, draw))) for title, draw in panels],  # matplotlib escapes names
-        min_trials=MIN_TRIALS,
-    )
-
-
-def _title(search: Search) -> str:
-    return f"{search.name}: {counts(search.trials)}"
-
-
-def _svg(title: str, draw: Callable[[Axes], None]) -> str:
-    with svg_settings(title):
-        figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        axes.set_title(plain(title))
-        return figure_svg(figure)
+    return figure
 
 
 def _curves(axes: Axes, search: Search) -> None:

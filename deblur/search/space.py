@@ -61,9 +61,8 @@ def applied(recipe: Recipe, values: Values) -> Recipe:
 
 def default_space(recipe: Recipe) -> dict[str, BaseDistribution]:
     """The space around the recipe's own values; what is 0 there is not searched."""
-    objectives = [o for o in get_args(PARAMETERS["objective"]) if _is_valid(recipe, {"objective": o})]
-    space: dict[str, BaseDistribution] = {"critic_updates": CRITIC_UPDATES}
-    space["objective"] = CategoricalDistribution(objectives)
+    objectives = [name for name in get_args(PARAMETERS["objective"]) if not _error(recipe, {"objective": name})]
+    space = {"critic_updates": CRITIC_UPDATES, "objective": CategoricalDistribution(objectives)}
     for name in SCALED:
         if value := float(value_of(recipe, name)):
             low, high = (float(f"{end:.4g}") for end in (value / FACTOR, value * FACTOR))
@@ -71,12 +70,12 @@ def default_space(recipe: Recipe) -> dict[str, BaseDistribution]:
     return space
 
 
-def _is_valid(recipe: Recipe, values: Values) -> bool:
+def _error(recipe: Recipe, values: Values) -> InputError | None:
     try:
         applied(recipe, values)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return error
+    return None
 
 
 def space_of(recipe: Recipe, items: Sequence[str], fixed: Iterable[str] = ()) -> Space:
@@ -89,9 +88,7 @@ def space_of(recipe: Recipe, items: Sequence[str], fixed: Iterable[str] = ()) ->
     space |= {name: _distribution(name, text) for name, text in _split(items)}
     for name, distribution in space.items():
         for value in extremes(distribution):
-            try:
-                applied(recipe, {name: value})
-            except InputError as error:
+            if error := _error(recipe, {name: value}):
                 raise InputError(f"--space {name}={describe(distribution)}: {error}") from error
     return dict(sorted(space.items()))
 

@@ -204,24 +204,24 @@ def test_a_search_records_each_outcome_and_resumes_without_repeating_an_ended_tr
     with leases.acquire(url) as holder:
         search = driver_module.read(plan)
         driver = _Driver(plan, search, holder)
-        names = [driver._next()["name"] for _ in range(4)]
-        assert not driver._reported(names[0], validation(40, 25.0))
-        assert driver._reported(names[1], validation(40, 24.0)), "stopped by ASHA"
-        driver._ended(names[2], Diverged("not finite"))
-        assert not driver._reported(names[0], validation(160, 20.0)), "never stopped at the end"
-        driver._ended(names[0], None)
-        assert not driver._reported(names[3], validation(40, 26.0))
+        names = [driver.ask()["name"] for _ in range(4)]
+        assert not driver.reported(names[0], validation(40, 25.0))
+        assert driver.reported(names[1], validation(40, 24.0)), "stopped by ASHA"
+        driver.ended(names[2], Diverged("not finite"))
+        assert not driver.reported(names[0], validation(160, 20.0)), "never stopped at the end"
+        driver.ended(names[0], None)
+        assert not driver.reported(names[3], validation(40, 26.0))
     expected = [("finished", 160, ""), ("stopped", 40, ""), ("failed", 0, "Diverged: not finite"), ("running", 40, "")]
     assert states(driver_module.read(plan)) == states(search) == expected
 
     with leases.acquire(url) as holder:
         resumed = driver_module.read(plan)
         driver = _Driver(plan, resumed, holder)
-        fourth = driver._next()
+        fourth = driver.ask()
         assert fourth["name"] == names[3]
         assert fourth["settings"]["recipe"] == recipes.to_json(search.recipe_of(search.trials[3]))
-        assert not driver._reported(names[3], validation(40, 1.0)), "repeated by the resumed trial, and counted once"
-        assert driver._next()["name"] == "s-004"
+        assert not driver.reported(names[3], validation(40, 1.0)), "repeated by the resumed trial, and counted once"
+        assert driver.ask()["name"] == "s-004"
     assert states(resumed) == [*expected, ("running", 0, "")]
     assert not driver_module.is_done(resumed, plan.settings)
 

@@ -4,13 +4,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from cluster.errors import Diverged, InputError
-from cluster.on_ray.tune import Reporter, Trials, run_trials
+from cluster.on_ray.tune import run_trials
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,6 @@ class Caller:
         self.most_at_once = 0
         self._waiting = made
         self._running: set[str] = set()
-        self.trials = Trials(ask=self.ask, reported=self.reported, ended=self.ended)
 
     def ask(self) -> dict[str, Any]:
         name = self._waiting[0]["name"]
@@ -52,7 +52,7 @@ class Caller:
         self.ends[name] = f"{type(error).__name__}: {error}" if error else ""
 
 
-def reporting(configuration: dict[str, Any], reporter: Reporter) -> None:
+def reporting(configuration: dict[str, Any], report: Callable[[dict[str, Any]], None], _callbacks: Any) -> None:
     """Reports four times, or fails as its configuration says."""
     Path(configuration["folder"], f"{configuration['name']}-{os.getpid()}").touch()
     for nth in range(1, 5):
@@ -62,7 +62,7 @@ def reporting(configuration: dict[str, Any], reporter: Reporter) -> None:
             ]
         if nth == configuration.get("dies_at"):
             os.kill(os.getpid(), 9)
-        reporter.report({"seen": 100 * nth, "score": configuration["score"]})
+        report({"seen": 100 * nth, "score": configuration["score"]})
         time.sleep(0.2)
 
 
@@ -78,7 +78,7 @@ def test_trials_that_are_stopped_or_fail_leave_the_others_running(tmp_path: Path
         {"dies_at": 2},
         {"score": 4.0, "generator/a": {"grid_search": [1]}},
     )
-    run_trials(reporting, caller.trials, count=6, max_concurrent=2)
+    run_trials(reporting, caller, count=6, max_concurrent=2)
     assert caller.reports["s-0"] == [(100, 3.0), (200, 3.0), (300, 3.0), (400, 3.0)]
     assert caller.reports["s-1"] == [(100, 1.0), (200, 1.0)]
     assert caller.reports["s-5"][-1] == (400, 4.0)
@@ -97,7 +97,7 @@ def test_an_input_error_of_a_trial_ends_the_search_and_is_raised(
 ) -> None:
     caller = Caller(tmp_path, {"fails_at": 1, "with": "input"}, {}, {})
     with pytest.raises(InputError, match=r"^no bucket$"):
-        run_trials(reporting, caller.trials, count=3, max_concurrent=1)
+        run_trials(reporting, caller, count=3, max_concurrent=1)
     assert caller.ends == {}, "the trial has not ended: the next run of the search resumes it"
     assert len(list(tmp_path.iterdir())) == 1
     assert capsys.readouterr().out == "", "only the caller prints"
@@ -113,6 +113,6 @@ def test_an_error_of_the_caller_ends_the_search_and_is_raised(tmp_path: Path, me
         raise InputError("lease lost")
 
     with pytest.raises(InputError, match=r"^lease lost$"):
-        run_trials(reporting, Trials(**calls | {method: lost}), count=3, max_concurrent=1)
+        run_trials(reporting, SimpleNamespace(**calls | {method: lost}), count=3, max_concurrent=1)
     assert caller.ends == {}
     assert len(list(tmp_path.iterdir())) == (0 if method == "ask" else 1), "no further trial was started"
