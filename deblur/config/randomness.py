@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # One number for each purpose keeps their streams apart.
-_WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER, _TRIAL, _SAMPLER = range(7)
+_WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER, _, _SAMPLER = range(7)  # the numbers must stay as they are
 
 
 def _stream(purpose: int, seed: int, *key: int) -> np.random.Generator:
@@ -42,11 +42,6 @@ def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int]) -> tuple[list
     return stream.permutation(len(shard_sizes)).tolist(), int(stream.integers(sum(shard_sizes)))
 
 
-def trial(seed: int, number: int, parameter: int) -> float:
-    """In [0, 1): where in its range a parameter of a trial of a search lies."""
-    return float(_stream(_TRIAL, seed, number, parameter).random())
-
-
 def sampler_seed(seed: int, number: int) -> int:
-    """Seed of a sampler that is asked for one trial of a search."""
+    """Seed of the sampler that draws one trial of a search."""
     return int(_stream(_SAMPLER, seed, number).integers(2**32))
