@@ -23,7 +23,7 @@ from tests.deblur.test_train import REPOSITORY, SMALL, kill_all
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What search.json says; no trials before it is there."""
+    """The content of search.json; no trials before it is written."""
     path = folder / "search.json"
     return json.loads(path.read_text()) if path.exists() else {"trials": []}
 
@@ -38,8 +38,8 @@ def score(trial: dict[str, Any]) -> float:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_search_whose_driver_is_killed_goes_on_and_what_it_finds_is_found_again(tmp_path: Path) -> None:
-    """Eight trials on the sample photographs, the second one hopeless. The limit is ten minutes on two cores."""
+def test_a_search_resumes_after_its_driver_is_killed_and_best_json_reproduces_its_score(tmp_path: Path) -> None:
+    """Eight trials on the sample photographs; the second has a useless learning rate. Ten minutes on two cores."""
     (tmp_path / "points.json").write_text('[{"generator_lr": 0.7}]')
     runs, folder = tmp_path / "runs", tmp_path / "runs" / "s"
     arguments = [sys.executable, "-m", "deblur.tune", "--recipe", "demo", "--runs", runs, "--search", "s"]
@@ -63,17 +63,17 @@ def test_a_search_whose_driver_is_killed_goes_on_and_what_it_finds_is_found_agai
     again = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     print(again.stdout)
     assert again.returncode == 0, again.stderr
-    print(f"both starts took {time.monotonic() - started:.0f} s")
+    print(f"both runs took {time.monotonic() - started:.0f} s")
 
     trials = {trial["name"]: trial for trial in record(folder)["trials"]}
     assert len(trials) == 8
     assert states(folder)["running"] == states(folder)["failed"] == 0
-    # What had ended was not made again, and the interrupted one was gone on with.
+    # Trials that had ended were not repeated, and the interrupted one was resumed.
     assert {name: (folder / name / "metrics.jsonl").stat().st_mtime_ns for name in ended} == files
     assert {name: trials[name] for name in ended} == {name: before[name] for name in ended}
     restarts = {name: json.loads((folder / name / "history.json").read_text())["restarts"] for name in trials}
     assert restarts == {name: int(name == "s-002") for name in trials}
-    # The hopeless one was ended early and is the last.
+    # The useless one was stopped early and is the last.
     assert trials["s-001"]["state"] == "stopped"
     assert trials["s-001"]["curve"][-1]["images_seen"] == 120
     assert min(trials.values(), key=score)["name"] == "s-001"
@@ -91,7 +91,7 @@ def test_a_search_whose_driver_is_killed_goes_on_and_what_it_finds_is_found_agai
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_trials_of_two_nodes_share_four_and_one_that_loses_a_rank_goes_on(tmp_path: Path) -> None:
+def test_two_trials_of_two_nodes_run_on_four_and_resume_after_a_rank_is_killed(tmp_path: Path) -> None:
     dataset = write_dataset(open_store(tmp_path / "data"), train=43)
     folder = tmp_path / "runs" / "s"
     most, killed = 0, 0
@@ -117,14 +117,14 @@ def test_trials_of_two_nodes_share_four_and_one_that_loses_a_rank_goes_on(tmp_pa
         assert client.get_job_status(job) == "SUCCEEDED", log
     print(log)
     assert killed
-    assert most == 4, "two trials of two ranks at once, and never more"
+    assert most == 4, "two concurrent trials of two ranks, never more"
     assert states(folder)["running"] == states(folder)["failed"] == 0
-    assert "2 trials at once" in log
+    assert "2 concurrent trials" in log
     restarts = [json.loads((path / "history.json").read_text())["restarts"] for path in sorted(folder.glob("s-*"))]
     assert sum(restarts) == 1
-    (loser,) = (trial for trial, count in zip(record(folder)["trials"], restarts, strict=True) if count)
-    assert loser["state"] in ("finished", "stopped")
-    seen = [point["images_seen"] for point in loser["curve"]]
+    (restarted,) = (trial for trial, count in zip(record(folder)["trials"], restarts, strict=True) if count)
+    assert restarted["state"] in ("finished", "stopped")
+    seen = [point["images_seen"] for point in restarted["curve"]]
     assert seen == sorted(set(seen))
     assert all(trial["ranks"] == 2 for trial in record(folder)["trials"])
 
@@ -134,7 +134,7 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def ranks() -> dict[int, str]:
-    """The processes that train now."""
+    """The Ray Train workers that run now."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:

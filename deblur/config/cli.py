@@ -1,9 +1,9 @@
 """Settings that training and search share, and how flags become settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -82,17 +82,6 @@ def parse(kind: type[Kind], arguments: Sequence[str], program: str, description:
     name = _value_of("--recipe", arguments) or "paper"  # read first: it sets the defaults of other flags
     default = kind(preset=name, recipe=_chosen_recipe(name))
     return tyro.cli(kind, args=arguments, default=default, description=description, prog=program)
-
-
-def plain(settings: SharedSettings) -> dict[str, Any]:
-    """Settings as plain values, for the workers; they contain no secrets."""
-    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    return values | {"recipe": recipes.to_json(settings.recipe)}
-
-
-def from_plain(kind: type[Kind], values: dict[str, Any]) -> Kind:
-    """The inverse of `plain`."""
-    return kind(**values | {"recipe": recipes.from_json(values["recipe"], "the driver")})
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

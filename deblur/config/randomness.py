@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # A different number per purpose makes their streams independent.
-_WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER, _TRIAL, _SAMPLER = range(7)
+_WEIGHTS, _AUGMENTATION, _MIX, _DROPOUT, _ORDER, _, _SAMPLER = range(7)  # the numbers must stay as they are
 
 
 def _stream(purpose: int, seed: int, *key: int) -> np.random.Generator:
@@ -42,11 +42,6 @@ def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int]) -> tuple[list
     return stream.permutation(len(shard_sizes)).tolist(), int(stream.integers(sum(shard_sizes)))
 
 
-def trial(seed: int, number: int, parameter: int) -> float:
-    """In [0, 1): the position in its range of one parameter of a search's trial."""
-    return float(_stream(_TRIAL, seed, number, parameter).random())
-
-
 def sampler_seed(seed: int, number: int) -> int:
-    """Seed of the sampler for one trial of a search."""
+    """Seed of the sampler that draws one trial of a search."""
     return int(_stream(_SAMPLER, seed, number).integers(2**32))

@@ -1,105 +1,36 @@
-"""What a search varies: ranges of fields of the recipe, and random draws from them.
+"""The search space: Optuna distributions of fields of the recipe, from what the user writes.
 
-A range is written LOW:HIGH, choices A,B,C, and one value fixes the field. Weights and learning rates are drawn evenly
-in their logarithm, other numbers evenly.
+LOW:HIGH is a range, A,B,C are choices, one value fixes the field. Weights and learning rates are drawn log-uniformly,
+other numbers uniformly.
 """
 
 import difflib
 import json
-import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from functools import reduce
 from typing import Any, get_args, get_type_hints
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import create_trial
+
 from cluster.errors import InputError
 from cluster.storage import read_url
-from deblur.config import randomness
-from deblur.config.recipes import Recipe
+from deblur.config.recipes import RENAMED, Recipe
 
 Value = float | int | str | bool
 Values = Mapping[str, Value]
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+Space = Mapping[str, Distribution]
 
-VARIED = (
-    "content_weight",
-    "adversarial_weight",
-    "penalty_weight",
-    "critic_updates",
-    "generator_lr",
-    "critic_lr",
-    "objective",
-)
-CRITIC_UPDATES = (1, 8)  # where nothing else is said
-FACTOR = 10  # likewise: weights and rates are drawn between a tenth of the recipe's and ten times that
-_SAME_IN_ALL = ("name", "images", "epochs")  # a trial's name is its own, the budget the search's
-_DIGITS = 4
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included."""
-
-    low: float
-    high: float
-    whole: bool
-    logarithmic: bool
-
-    def at(self, share: float) -> float | int:
-        """The number at a share in [0, 1) of the range."""
-        if self.whole:
-            return int(self.low + math.floor(share * (self.high - self.low + 1)))
-        if self.logarithmic:
-            return _short(self.low * (self.high / self.low) ** share)
-        return _short(self.low + share * (self.high - self.low))
-
-    def holds(self, value: Value) -> bool:
-        """Whether a value lies in it."""
-        return isinstance(value, int | float) and self.low <= value <= self.high
-
-    def corners(self) -> Sequence[Value]:
-        """Values that stand for all of them in a check."""
-        low, high = (int(end) if self.whole else end for end in (self.low, self.high))
-        return (low, high)
-
-    def __str__(self) -> str:
-        return f"{self.low:g}:{self.high:g}"
-
-
-@dataclass(frozen=True)
-class Choices:
-    """A few values."""
-
-    values: tuple[Value, ...]
-
-    def at(self, share: float) -> Value:
-        """The value at a share in [0, 1) of them."""
-        return self.values[int(share * len(self.values))]
-
-    def holds(self, value: Value) -> bool:
-        """Whether a value is one of them."""
-        return value in self.values
-
-    def corners(self) -> Sequence[Value]:
-        """Values that stand for all of them in a check."""
-        return self.values
-
-    def __str__(self) -> str:
-        return ",".join(map(str, self.values))
-
-
-Space = Mapping[str, Range | Choices]
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.{_DIGITS}g}")
-
-
-# ---- the recipe's fields by the names of their flags
+SCALED = ("content_weight", "adversarial_weight", "penalty_weight", "generator_lr", "critic_lr")
+FACTOR = 10  # by default these are drawn between a tenth of the recipe's value and ten times that
+CRITIC_UPDATES = IntDistribution(1, 8)  # by default
+_COMMON = ("name", "images", "epochs")  # a trial has a name of its own, and all have the same budget
 
 
 def _fields() -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """The flag of each field of a recipe, where in the recipe it is, and its type."""
+    """The flag of each field of a recipe, its path in the recipe, and its type."""
     for name, kind in get_type_hints(Recipe).items():
         if is_dataclass(kind):
             prefix = f"{name}." if name in ("generator", "critic") else ""
@@ -109,147 +40,143 @@ def _fields() -> Iterator[tuple[str, tuple[str, ...], Any]]:
 
 
 _PATHS = {flag: path for flag, path, _ in _fields()}
-PARAMETERS: Mapping[str, Any] = {flag: kind for flag, _, kind in _fields() if flag not in _SAME_IN_ALL}
-"""What can be varied: the type of each field of a recipe by the name of its flag."""
+PARAMETERS: Mapping[str, Any] = {flag: kind for flag, _, kind in _fields() if flag not in _COMMON}
+"""The fields of a recipe that can be searched, by their flags, and the type of each."""
 
 
 def value_of(recipe: Recipe, name: str) -> Value:
     """The value of a field of a recipe."""
-    return reduce(getattr, _PATHS[name], recipe)
+    value: Value = reduce(getattr, _PATHS[name], recipe)  # type: ignore[assignment]
+    return value
 
 
 def applied(recipe: Recipe, values: Values) -> Recipe:
-    """The recipe with other values. Raises InputError where they do not go together."""
+    """The recipe with other values. Raises InputError if they are invalid together."""
     changes: dict[str, Any] = {}
     for name, value in values.items():
         *group, leaf = _PATHS[name]
         (changes.setdefault(group[0], {}) if group else changes)[leaf] = value
-    # Built once with all of them: some go together that do not go with the old values.
+    # Built once with all of them, because some are valid only together.
     groups = {name: replace(getattr(recipe, name), **c) for name, c in changes.items() if isinstance(c, dict)}
     return replace(recipe, **changes | groups)
 
 
-# ---- the space
-
-
-def default_space(recipe: Recipe) -> dict[str, Range | Choices]:
-    """What is varied where nothing is said: around the recipe's own values; what is 0 there stays 0."""
-    space: dict[str, Range | Choices] = {}
-    for name in VARIED:
-        value = value_of(recipe, name)
-        if name == "objective":
-            possible = tuple(choice for choice in get_args(PARAMETERS[name]) if _fits(recipe, {name: choice}))
-            space[name] = Choices(possible)
-        elif name == "critic_updates":
-            space[name] = Range(*CRITIC_UPDATES, whole=True, logarithmic=False)
-        elif isinstance(value, int | float) and value > 0:
-            space[name] = Range(_short(value / FACTOR), _short(value * FACTOR), whole=False, logarithmic=True)
+def default_space(recipe: Recipe) -> dict[str, Distribution]:
+    """The space around the recipe's own values; what is 0 there is not searched."""
+    objectives = [name for name in get_args(PARAMETERS["objective"]) if not _error(recipe, {"objective": name})]
+    space: dict[str, Distribution] = {
+        "critic_updates": CRITIC_UPDATES,
+        "objective": CategoricalDistribution(objectives),
+    }
+    for name in SCALED:
+        if value := float(value_of(recipe, name)):
+            low, high = (float(f"{end:.4g}") for end in (value / FACTOR, value * FACTOR))
+            space[name] = FloatDistribution(low, high, log=True)
     return space
 
 
-def _fits(recipe: Recipe, values: Values) -> bool:
+def _error(recipe: Recipe, values: Values) -> InputError | None:
     try:
         applied(recipe, values)
-    except InputError:
+    except InputError as error:
+        return error
+    return None
+
+
+def space_of(recipe: Recipe, items: Sequence[str], fixed: Iterable[str] = ()) -> Space:
+    """The default space of a recipe without the `fixed` fields, changed by `items`.
+
+    An item is NAME=LOW:HIGH, NAME=A,B, NAME=VALUE, or a .json file with {NAME: the rest}. Raises InputError naming it.
+    """
+    fixed = {RENAMED.get(name, name) for name in fixed}
+    space = {name: distribution for name, distribution in default_space(recipe).items() if name not in fixed}
+    space |= {name: _distribution(name, text) for name, text in _split(items)}
+    for name, distribution in space.items():
+        for value in extremes(distribution):
+            if error := _error(recipe, {name: value}):
+                raise InputError(f"--space {name}={describe(distribution)}: {error}") from error
+    return dict(sorted(space.items()))
+
+
+def extremes(distribution: Distribution) -> Sequence[Any]:
+    """The choices, or both ends of the range: if these are valid, so is the rest."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    return (distribution.low, distribution.high)
+
+
+def describe(distribution: Distribution) -> str:
+    """The distribution as the user writes it: "1:8" or "a,b"."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ",".join(map(str, distribution.choices))
+    return ":".join(f"{end:g}" for end in extremes(distribution))
+
+
+def contains(space: Space, values: Values) -> bool:
+    """Whether values lie in the space and name all of its parameters."""
+    try:
+        create_trial(value=0.0, params=dict(values), distributions=dict(space))
+    except ValueError:
         return False
     return True
 
 
-def space_of(recipe: Recipe, said: Sequence[str], fixed: Iterable[str] = ()) -> Space:
-    """The default space of a recipe, changed by what was said.
-
-    That is NAME=LOW:HIGH, NAME=A,B, NAME=VALUE, or the name of a .json file of such.
-
-    `fixed` fields are not varied. Raises InputError naming the field.
-    """
-    space = {name: range_ for name, range_ in default_space(recipe).items() if name not in set(fixed)}
-    for name, text in _said(said):
-        space[name] = _read(name, text)
-    for name, range_ in space.items():
-        for value in range_.corners():
-            try:
-                applied(recipe, {name: value})
-            except InputError as error:
-                raise InputError(f"--space {name}={range_}: {error}") from error
-    return dict(sorted(space.items()))
-
-
 def read_points(place: str | None) -> list[dict[str, Value]]:
-    """Configurations that are tried before any is drawn: a JSON list of {name: value}, the rest as in the recipe."""
+    """Reads configurations to try first: a JSON list of {name: value}; the recipe has the values that are not named."""
     if place is None:
         return []
     content = _json(place)
     if not isinstance(content, list) or not all(isinstance(point, dict) for point in content):
-        raise InputError(f'{place}: not a JSON list of objects such as {{"critic_updates": 3}}')
-    return [{_known(name): _value(_known(name), str(value)) for name, value in point.items()} for point in content]
+        raise InputError(f'{place}: expected a JSON list of objects such as {{"critic_updates": 3}}')
+    return [{_name(name): _value(_name(name), str(value)) for name, value in point.items()} for point in content]
 
 
-def drawn(space: Space, seed: int, number: int) -> dict[str, Value]:
-    """The configuration of a trial: drawn by (seed, number, name), so that no range changes the draws of others."""
-    return {
-        name: range_.at(randomness.trial(seed, number, zlib.crc32(name.encode()))) for name, range_ in space.items()
-    }
-
-
-def own_values(recipe: Recipe, space: Space) -> dict[str, Value]:
-    """What a recipe itself has where a search varies it."""
-    return {name: value_of(recipe, name) for name in space}
-
-
-def holds(space: Space, values: Values) -> bool:
-    """Whether a configuration lies in the space."""
-    return set(values) == set(space) and all(space[name].holds(value) for name, value in values.items())
-
-
-def _said(said: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for text in said:
-        name, equals, range_ = text.partition("=")
+def _split(items: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for item in items:
+        name, equals, text = item.partition("=")
         if equals:
-            yield _known(name), range_
-        elif text.endswith(".json"):
-            content = _json(text)
+            yield _name(name), text
+        elif item.endswith(".json"):
+            content = _json(item)
             if not isinstance(content, dict):
-                raise InputError(f'{text}: not a JSON object such as {{"critic_updates": "1:5"}}')
-            for name, range_ in content.items():
-                yield _known(name), str(range_)
+                raise InputError(f'{item}: expected a JSON object such as {{"critic_updates": "1:5"}}')
+            yield from ((_name(name), str(text)) for name, text in content.items())
         else:
-            raise InputError(f"--space {text}: write NAME=LOW:HIGH, NAME=A,B, NAME=VALUE, or name a .json file")
+            raise InputError(f"--space {item}: expected NAME=LOW:HIGH, NAME=A,B, NAME=VALUE or a .json file")
 
 
 def _json(place: str) -> Any:
     try:
         return json.loads(read_url(place))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{place}: not JSON ({error})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: invalid JSON ({error})") from error
 
 
-def _known(name: str) -> str:
-    """A parameter as its flag spells it or with underscores. Raises InputError with the nearest."""
-    wanted = name.strip().lstrip("-").replace("-", "_")
-    if wanted in PARAMETERS:
-        return wanted
-    if wanted in _SAME_IN_ALL:
-        raise InputError(f"{wanted} is the same in all trials and cannot be varied; set it by its own flag")
-    near = difflib.get_close_matches(wanted, PARAMETERS, 1, cutoff=0.0)
-    raise InputError(f"{name}: there is no such parameter; did you mean {near[0]}?")
+def _name(text: str) -> str:
+    """A parameter by its flag, with dashes or underscores, or by the name it had in version 0.1."""
+    name = text.strip().lstrip("-").replace("-", "_")
+    name = RENAMED.get(name, name)
+    if name in PARAMETERS:
+        return name
+    if name in _COMMON:
+        raise InputError(f"{name} is the same in all trials and cannot be searched; set it with --{name}")
+    near = difflib.get_close_matches(name, PARAMETERS, 1, cutoff=0.0)
+    raise InputError(f"unknown parameter {text}; did you mean {near[0]}?")
 
 
-def _read(name: str, text: str) -> Range | Choices:
+def _distribution(name: str, text: str) -> Distribution:
     low, colon, high = text.partition(":")
     if not colon:
-        return Choices(tuple(_value(name, item) for item in text.split(",")))
-    kind = PARAMETERS[name]
+        return CategoricalDistribution([_value(name, item) for item in text.split(",")])
+    kind, where = PARAMETERS[name], f"--space {name}={text}"
     if kind not in (int, float):
-        raise InputError(f"--space {name}={text}: {name} is no number; write the choices, with commas between them")
-    ends = [float(_value(name, end)) for end in (low, high)]
-    logarithmic = name.endswith(("_weight", "_lr"))
+        raise InputError(f"{where}: {name} is not a number; write its choices, separated by commas")
+    ends, log = (kind(_value(name, low)), kind(_value(name, high))), name.endswith(("_weight", "_lr"))
     if ends[0] > ends[1]:
-        raise InputError(f"--space {name}={text}: the range is empty; write the smaller number first")
-    if logarithmic and ends[0] <= 0:
-        raise InputError(f"--space {name}={text}: it is drawn evenly in its logarithm and must begin above 0")
-    return Range(*ends, whole=kind is int, logarithmic=logarithmic)
+        raise InputError(f"{where}: the range is empty; write the smaller number first")
+    if log and ends[0] <= 0:
+        raise InputError(f"{where}: {name} is drawn log-uniformly, so the range must start above 0")
+    return IntDistribution(*ends) if kind is int else FloatDistribution(*ends, log=log)
 
 
 def _value(name: str, text: str) -> Value:
@@ -262,5 +189,5 @@ def _value(name: str, text: str) -> Value:
             raise KeyError(text)
         return text if choices or kind is str else kind(text)
     except (ValueError, KeyError) as error:
-        expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, ", ".join(choices))
-        raise InputError(f"{name}: {text!r} is not what it takes: {expected}") from error
+        expected = {int: "an integer", float: "a number", bool: "true or false"}.get(kind, ", ".join(choices))
+        raise InputError(f"{name} is {text!r}; expected {expected}") from error

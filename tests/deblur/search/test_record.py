@@ -1,4 +1,4 @@
-"""The record of a search: what is kept, what is best, what it refuses to go on with."""
+"""The record of a search: what it keeps, which trial is best, which records it refuses to resume."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from cluster.errors import InputError
 from cluster.storage.lease import Lease, acquire_lease
 from deblur.config import recipes
 from deblur.search.record import Search, Trial
+from deblur.search.space import applied
 from deblur.search.table import counts, table
 from deblur.train import parse
 
@@ -40,7 +41,7 @@ def written(made: Search) -> Search:
     return made
 
 
-def test_a_validation_that_is_made_again_counts_once() -> None:
+def test_a_repeated_validation_counts_once() -> None:
     found = trial(0, "running", 25.0, 26.0)
     assert not found.add(metrics(100, 99.0))
     assert not found.add(metrics(200, 99.0))
@@ -50,51 +51,51 @@ def test_a_validation_that_is_made_again_counts_once() -> None:
     assert (found.ranks, found.threads_per_rank) == (2, 4)
 
 
-def test_what_counts_is_the_newest_validation_not_the_luckiest(tmp_path: Path) -> None:
+def test_the_newest_validation_counts_not_the_best(tmp_path: Path) -> None:
     found = search(tmp_path, trial(0, "finished", 25.0, 29.0, 26.0), trial(1, "finished", 25.0, 26.0, 27.0))
     assert [t.number for t in found.ranked()] == [1, 0]
 
 
-def test_the_best_is_one_that_came_to_the_end(tmp_path: Path) -> None:
+def test_the_best_trial_is_a_finished_one(tmp_path: Path) -> None:
     found = search(tmp_path, trial(0, "stopped", 30.0), trial(1, "finished", 27.0), trial(2, "finished", 26.0))
     assert found.best() is found.trials[1]
     assert [t.number for t in found.ranked()] == [0, 1, 2]
     assert search(tmp_path, trial(0, "stopped", 30.0), trial(1, "failed")).best() is None
 
 
-def test_another_metric_may_rank_them_otherwise(tmp_path: Path) -> None:
+def test_trials_are_ranked_by_the_chosen_metric(tmp_path: Path) -> None:
     found = search(tmp_path, trial(0, "finished", 26.0), trial(1, "finished", 27.0))
     found.trials[0].curve[-1]["validation_ssim"] = 0.99
     found.metric = "ssim"
     assert found.best() is found.trials[0]
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_record_is_read_back(tmp_path: Path) -> None:
     failed = trial(1, "failed", 20.0)
     failed.reason = "Diverged: not finite"
     made = written(search(tmp_path, trial(0, "finished", 25.0, 26.0), failed, trial(2, "running")))
     assert search(tmp_path).trials == made.trials
-    names = [told["name"] for told in json.loads((tmp_path / "s/search.json").read_text())["trials"]]
+    names = [trial["name"] for trial in json.loads((tmp_path / "s/search.json").read_text())["trials"]]
     assert names == ["s-000", "s-001", "s-002"]
 
 
-def test_the_best_recipe_is_one_that_training_takes_as_it_is(tmp_path: Path) -> None:
+def test_best_json_is_a_recipe_for_training(tmp_path: Path) -> None:
     made = written(search(tmp_path, trial(0, "finished", 25.0), trial(4, "finished", 26.0)))
     best = tmp_path / "s/best.json"
     assert parse(["--recipe", str(best)]).recipe == made.recipe_of(made.trials[1])
-    told = json.loads(best.read_text())
-    assert told["recipe"]["loss"]["critic_updates"] == 5
+    content = json.loads(best.read_text())
+    assert content["recipe"]["loss"]["critic_updates"] == 5
     expected = {"trial": "s-004", "images_seen": 100, "ranks": 2, "threads_per_rank": 4, "validation_psnr": 26.0}
-    assert told.items() >= expected.items()
+    assert content.items() >= expected.items()
 
 
-def test_without_a_finished_trial_there_is_no_best(tmp_path: Path) -> None:
+def test_without_a_finished_trial_there_is_no_best_json(tmp_path: Path) -> None:
     written(search(tmp_path, trial(0, "stopped", 25.0)))
     assert not (tmp_path / "s/best.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "change_text"),
     [
         ({"recipe": {"seed": 1}}, r"recipe\.seed: 0 -> 1"),
         ({"space": {"critic_updates": "1:3"}}, r"space\.critic_updates: 1:5 -> 1:3"),
@@ -102,31 +103,53 @@ def test_without_a_finished_trial_there_is_no_best(tmp_path: Path) -> None:
         ({"sampler": "tpe"}, r"sampler: None -> tpe"),
     ],
 )
-def test_a_search_does_not_go_on_with_other_settings(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_a_search_does_not_resume_with_other_settings(tmp_path: Path, change: dict[str, Any], change_text: str) -> None:
     written(search(tmp_path, trial(0, "finished", 25.0)))
-    with pytest.raises(InputError, match=rf"s/search\.json: .* \({said}\); choose another --search, or the old"):
+    with pytest.raises(InputError, match=rf"s/search\.json .*\({change_text}\).*--search"):
         search(tmp_path, **change)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"search": {}, "trials": [{"no": 1}]}'])
-def test_a_record_that_is_none_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+def test_a_malformed_record_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s/search.json").write_text(text)
-    with pytest.raises(InputError, match=r"s/search\.json: not the record of a search"):
+    with pytest.raises(InputError, match=r"s/search\.json.*--search"):
         search(tmp_path)
     assert (tmp_path / "s/search.json").read_text() == text
 
 
-def test_only_who_holds_the_search_writes_it(tmp_path: Path) -> None:
+def test_a_record_of_version_0_1_is_refused_and_kept(tmp_path: Path) -> None:
+    made = written(search(tmp_path, trial(0, "finished", 25.0)))
+    content = json.loads((tmp_path / "s/search.json").read_text())
+    old = json.dumps({name: value for name, value in content.items() if name != "version"})
+    (tmp_path / "s/search.json").write_text(old)
+    with pytest.raises(InputError, match=r"s/search\.json is of version 1.*--search"):
+        search(tmp_path)
+    assert (tmp_path / "s/search.json").read_text() == old
+    assert made.trials
+
+
+def test_best_json_of_version_0_1_is_still_a_recipe(tmp_path: Path) -> None:
+    written(search(tmp_path, trial(0, "finished", 25.0)))
+    best = tmp_path / "s/best.json"
+    content = json.loads(best.read_text())
+    adam = content["recipe"]["adam"]
+    for old, new in recipes.RENAMED.items():
+        adam[old] = adam.pop(new)
+    best.write_text(json.dumps(content))
+    assert parse(["--recipe", str(best)]).recipe == applied(recipes.demo(), {"critic_updates": 1})
+
+
+def test_only_the_holder_of_the_lease_writes(tmp_path: Path) -> None:
     made = search(tmp_path, trial(0, "finished", 25.0))
     with acquire_lease(made.url, expiry_s=0.1) as holder:
-        holder.lease = Lease(holder.lease.token, "somebody before")
-        with pytest.raises(InputError, match="lease lost"):
+        holder.lease = Lease(holder.lease.token, "previous holder")
+        with pytest.raises(InputError, match=r"lease|taken"):
             made.write(holder)
     assert not (tmp_path / "s/search.json").exists()
 
 
-def test_the_table_has_every_trial_best_first_and_why_one_failed(tmp_path: Path) -> None:
+def test_the_table_has_every_trial_best_first_with_the_reason_of_a_failure(tmp_path: Path) -> None:
     failed = trial(2, "failed")
     failed.reason = "RanksFailed: out of memory"
     found = search(tmp_path, trial(0, "stopped", 25.0), trial(1, "finished", 26.0), failed, trial(3, "running"))
