@@ -211,7 +211,7 @@ def _cut(whole: Iterable[np.ndarray], data: DataRecipe, draw: np.random.Generato
     blurred, sharp = whole
     crop = Crop.draw(sharp.shape[1], sharp.shape[0], data, draw)
     left, top, right, bottom = crop.box
-    return tuple(crop.turned(side[top:bottom, left:right]) for side in (blurred, sharp))
+    return tuple(crop.apply(side[top:bottom, left:right]) for side in (blurred, sharp))
 
 
 def _stacked(pairs: list[tuple[np.ndarray, ...]]) -> list[torch.Tensor]:

@@ -43,9 +43,9 @@ class ResNetGenerator(nn.Module):
     @torch.no_grad()
     def _scale_initial_residuals(self) -> None:
         """Starts near the identity: unnormalised sums would start, and often stay, far from any picture."""
-        layers = [(block.get_submodule("change.6"), 0.1) for block in self.blocks] + [(self.last[1], 0.01)]
-        for layer, scale in layers:
-            layer.get_parameter("weight").mul_(scale)
+        for block in self.blocks:
+            block.get_submodule("change")[-2].weight.mul_(0.1)  # type: ignore[index]  # a Sequential
+        self.last[1].get_parameter("weight").mul_(0.01)
 
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same."""

@@ -33,8 +33,7 @@ class Study:
     def __init__(
         self, space: Space, metric: Metric, sampler: str, seed: int, grace_images: int, reduction: int
     ) -> None:
-        self._space: dict[str, BaseDistribution] = dict(space)
-        self._metric, self._sampler, self._seed = metric, SAMPLERS[sampler], seed
+        self._space, self._metric, self._sampler, self._seed = space, metric, SAMPLERS[sampler], seed
         pruner = SuccessiveHalvingPruner(min_resource=grace_images, reduction_factor=reduction)
         self._study = optuna.create_study(direction="maximize", pruner=pruner)
         self._trials: dict[int, optuna.Trial] = {}
@@ -54,9 +53,10 @@ class Study:
         """
         self._study.sampler = self._sampler(seed=randomness.sampler_seed(self._seed, number))
         inside = values is None or contains(self._space, values)
+        space: dict[str, BaseDistribution] | None = dict(self._space) if inside else None
         if values and inside:
             self._study.enqueue_trial(dict(values))
-        self._trials[number] = self._study.ask(self._space if inside else None)
+        self._trials[number] = self._study.ask(space)
         return values or self._trials[number].params
 
     def should_stop(self, number: int, point: Mapping[str, float]) -> bool:

@@ -15,7 +15,6 @@ import ray
 from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.storage.lease import acquire_lease
-from deblur.config import recipes
 from deblur.config.cli import SharedSettings
 from deblur.data.shards import Index, read_index, write_index
 from deblur.search import driver as driver_module
@@ -203,7 +202,7 @@ def test_a_search_records_each_outcome_and_resumes_without_repeating_an_ended_tr
     with acquire_lease(url) as holder:
         search = driver_module.read(plan)
         driver = _Driver(plan, search, holder)
-        names = [driver.ask()["name"] for _ in range(4)]
+        names = [driver.ask().name for _ in range(4)]
         assert not driver.reported(names[0], validation(40, 25.0))
         assert driver.reported(names[1], validation(40, 24.0)), "stopped by ASHA"
         driver.ended(names[2], Diverged("not finite"))
@@ -217,10 +216,10 @@ def test_a_search_records_each_outcome_and_resumes_without_repeating_an_ended_tr
         resumed = driver_module.read(plan)
         driver = _Driver(plan, resumed, holder)
         fourth = driver.ask()
-        assert fourth["name"] == names[3]
-        assert fourth["settings"]["recipe"] == recipes.to_json(search.recipe_of(search.trials[3]))
+        assert fourth.name == names[3]
+        assert fourth.settings.recipe == search.recipe_of(search.trials[3])
         assert not driver.reported(names[3], validation(40, 1.0)), "repeated by the resumed trial, and counted once"
-        assert driver.ask()["name"] == "s-004"
+        assert driver.ask().name == "s-004"
     assert states(resumed) == [*expected, ("running", 0, "")]
     assert not driver_module.is_done(resumed, plan.settings)
 
