@@ -23,9 +23,9 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# By file, as tests of one file share a cluster or a service.
+# Tests that start clusters run in one worker (tests/conftest.py).
 integration: $(READY) prometheus kubectl chromium
-	$(BIN)/python -m pytest -m 'integration and not soak and not long and not gpu' -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m 'integration and not soak and not long and not gpu' -n $(WORKERS) --dist loadgroup
 
 soak: $(READY) prometheus kubectl
 	$(BIN)/python -m pytest -m soak

@@ -1,7 +1,7 @@
 """Trains a deblurring GAN: python -m deblur.train --recipe paper --nodes 4
 
 With nothing set it packs the sample photographs and trains on them, on this machine, into runs/. The same command again
-goes on where it stopped.
+resumes where it stopped.
 """
 
 import sys

@@ -24,27 +24,33 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core; not by OMP_NUM_THREADS, which the tests' Ray workers would inherit
 
 # Fixtures that start Ray, a browser or Prometheus.
-INTEGRATION_FIXTURES = {
+CLUSTER_FIXTURES = {
     "autoscaled",
     "bench",
-    "browser",
     "cluster",
     "four_cpus",
     "logical_gpu",
-    "prometheus",
     "rehearsal",
-    "service",
     "two_cpus",
     "two_nodes",
 }
+INTEGRATION_FIXTURES = CLUSTER_FIXTURES | {"browser", "prometheus", "service"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as integration by their fixtures."""
-    for item in items:
-        if INTEGRATION_FIXTURES.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.integration)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks a test as integration by its fixtures, and groups it for xdist.
+
+    Two clusters of several nodes at once would time out on two cores, so one worker runs all tests that start one; the
+    tests of a module share its fixtures.
+    """
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & INTEGRATION_FIXTURES:
+        item.add_marker(pytest.mark.integration)
+    if fixtures & CLUSTER_FIXTURES or item.path.name in ("test_train.py", "test_tune.py"):
+        group = "cluster"
+    else:
+        group = "service" if "service" in fixtures else item.path.name
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_a_rank_is_killed_and_later_a_node_is_taken_with_a_notice(bench: Bench) 
     bench.cluster.add_node()
     log = bench.wait(job)
     assert "restarting from " in log
-    assert "a node is about to be taken away; the ranks leave at" in log
+    assert "node preemption: checkpointed at" in log
     starts = read_record(bench.record("both"))
     assert [start.num_ranks for start in starts] == [2, 2, 2]
     counted = account(starts, bench.plan, bench.total)
@@ -121,7 +121,7 @@ def test_a_node_comes_back_and_is_taken_up_without_loss(bench: Bench) -> None:
     job = bench.submit("grows", "--min-nodes", "1")
     bench.wait_for_update("grows", job, UPDATES // 8)
     bench.cluster.add_node()
-    assert "there are nodes for more ranks" in bench.wait(job)
+    assert "scaling up to more nodes: checkpointed at" in bench.wait(job)
     starts = read_record(bench.record("grows"))
     assert [start.num_ranks for start in starts] == [1, 2]
     counted = account(starts, bench.plan, bench.total)

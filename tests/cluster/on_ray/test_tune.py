@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,20 +22,32 @@ def four_cpus() -> Any:
     ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Config:
+    name: str
+    folder: Path
+    score: float = 1.0
+    stop_at: int = 0
+    fails_at: int = 0
+    error: str = ""
+    dies_at: int = 0
+    more: Any = None
+
+
 class Caller:
     """Hands out the trials of a list and records its calls; stops a trial at its `stop_at`."""
 
     def __init__(self, folder: Path, *changes: dict[str, Any]) -> None:
-        made = [{"name": f"s-{n}", "score": 1.0, "folder": str(folder)} | change for n, change in enumerate(changes)]
-        self.configurations = {one["name"]: one for one in made}
+        made = [Config(f"s-{n}", folder, **change) for n, change in enumerate(changes)]
+        self.configs = {config.name: config for config in made}
         self.reports: dict[str, list[tuple[int, float]]] = {}
         self.ends: dict[str, str] = {}
         self.most_at_once = 0
         self._waiting = made
         self._running: set[str] = set()
 
-    def ask(self) -> dict[str, Any]:
-        name = self._waiting[0]["name"]
+    def ask(self) -> Config:
+        name = self._waiting[0].name
         self.reports[name] = []
         self._running.add(name)
         self.most_at_once = max(self.most_at_once, len(self._running))
@@ -42,7 +55,7 @@ class Caller:
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> bool:
         self.reports[name].append((metrics["seen"], metrics["score"]))
-        stopped = metrics["seen"] == self.configurations[name].get("stop_at")
+        stopped = metrics["seen"] == self.configs[name].stop_at
         self._running -= {name} if stopped else set()
         return stopped
 
@@ -52,17 +65,16 @@ class Caller:
         self.ends[name] = f"{type(error).__name__}: {error}" if error else ""
 
 
-def reporting(configuration: dict[str, Any], report: Callable[[dict[str, Any]], None], _callbacks: Any) -> None:
-    """Reports four times, or fails as its configuration says."""
-    Path(configuration["folder"], f"{configuration['name']}-{os.getpid()}").touch()
+def reporting(config: Config, report: Callable[[dict[str, Any]], None], _callbacks: Any) -> None:
+    """Reports four times, or fails as its config says."""
+    (config.folder / f"{config.name}-{os.getpid()}").touch()
+    errors = {"diverged": Diverged("not finite"), "input": InputError("no bucket"), "bug": KeyError("x")}
     for nth in range(1, 5):
-        if nth == configuration.get("fails_at"):
-            raise {"diverged": Diverged("not finite"), "input": InputError("no bucket"), "bug": KeyError("x")}[
-                configuration["with"]
-            ]
-        if nth == configuration.get("dies_at"):
+        if nth == config.fails_at:
+            raise errors[config.error]
+        if nth == config.dies_at:
             os.kill(os.getpid(), 9)
-        report({"seen": 100 * nth, "score": configuration["score"]})
+        report({"seen": 100 * nth, "score": config.score})
         time.sleep(0.2)
 
 
@@ -73,10 +85,10 @@ def test_trials_that_are_stopped_or_fail_leave_the_others_running(tmp_path: Path
         tmp_path,
         {"score": 3.0},
         {"stop_at": 200},
-        {"fails_at": 3, "with": "diverged"},
-        {"fails_at": 1, "with": "bug"},
+        {"fails_at": 3, "error": "diverged"},
+        {"fails_at": 1, "error": "bug"},
         {"dies_at": 2},
-        {"score": 4.0, "generator/a": {"grid_search": [1]}},
+        {"score": 4.0, "more": {"generator/a": {"grid_search": [1]}}},
     )
     run_trials(reporting, caller, count=6, max_concurrent=2)
     assert caller.reports["s-0"] == [(100, 3.0), (200, 3.0), (300, 3.0), (400, 3.0)]
@@ -95,7 +107,7 @@ def test_trials_that_are_stopped_or_fail_leave_the_others_running(tmp_path: Path
 def test_an_input_error_of_a_trial_ends_the_search_and_is_raised(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caller = Caller(tmp_path, {"fails_at": 1, "with": "input"}, {}, {})
+    caller = Caller(tmp_path, {"fails_at": 1, "error": "input"}, {}, {})
     with pytest.raises(InputError, match=r"^no bucket$"):
         run_trials(reporting, caller, count=3, max_concurrent=1)
     assert caller.ends == {}, "the trial has not ended: the next run of the search resumes it"

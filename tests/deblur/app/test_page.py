@@ -18,6 +18,7 @@ from deblur.inference.bulk import restore_file
 from deblur.inference.generator import load_model
 from tests.datasets import picture
 
+expect.set_options(timeout=30_000)  # the service shares two cores with other tests
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
