@@ -38,19 +38,12 @@ INTEGRATION_FIXTURES = CLUSTER_FIXTURES | {"browser", "prometheus", "service"}
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks a test as integration by its fixtures, and groups it for xdist.
-
-    Two clusters of several nodes at once would time out on two cores, so one worker runs all tests that start one; the
-    tests of a module share its fixtures.
-    """
+    """Marks a test as cluster, and as integration, by its fixtures."""
     fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & CLUSTER_FIXTURES or (item.path.parent.name == "deblur" and item.get_closest_marker("integration")):
+        item.add_marker(pytest.mark.cluster)
     if fixtures & INTEGRATION_FIXTURES:
         item.add_marker(pytest.mark.integration)
-    if fixtures & CLUSTER_FIXTURES or item.path.name in ("test_train.py", "test_tune.py"):
-        group = "cluster"
-    else:
-        group = "service" if "service" in fixtures else item.path.name
-    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
