@@ -23,7 +23,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core; not by OMP_NUM_THREADS, which the tests' Ray workers would inherit
 
-# Fixtures that start Ray, a browser or Prometheus.
+# Fixtures that start a Ray cluster, and those that start something else.
 CLUSTER_FIXTURES = {
     "autoscaled",
     "bench",
@@ -34,15 +34,15 @@ CLUSTER_FIXTURES = {
     "two_cpus",
     "two_nodes",
 }
-INTEGRATION_FIXTURES = CLUSTER_FIXTURES | {"browser", "prometheus", "service"}
+SERVICE_FIXTURES = {"browser", "prometheus", "service"}
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks a test as cluster, and as integration, by its fixtures."""
+    """Marks a test as cluster by its fixtures, and as integration if it is one or has another service."""
     fixtures = set(getattr(item, "fixturenames", ()))
-    if fixtures & CLUSTER_FIXTURES or (item.path.parent.name == "deblur" and item.get_closest_marker("integration")):
+    if fixtures & CLUSTER_FIXTURES:
         item.add_marker(pytest.mark.cluster)
-    if fixtures & INTEGRATION_FIXTURES:
+    if fixtures & SERVICE_FIXTURES or item.get_closest_marker("cluster"):
         item.add_marker(pytest.mark.integration)
 
 

@@ -142,7 +142,7 @@ def exported(started: subprocess.Popen[str]) -> dict[str, str]:
     return dict(variable.split("=", maxsplit=1) for variable in variables)
 
 
-@pytest.mark.integration
+@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_command_leaves_nothing_behind_after_a_signal(number: int) -> None:
     with command("--nodes", "0", *(["--isolated"] if ISOLATED else [])) as started:
@@ -196,7 +196,7 @@ def environments(name: str) -> list[dict[str, str]]:
     return [dict(line.split("=", maxsplit=1) for line in lines if "=" in line) for lines in found]
 
 
-@pytest.mark.integration
+@pytest.mark.cluster
 def test_manifest_is_started_on_free_ports_with_token_authentication(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(MANIFEST)
     with command("--manifest", str(tmp_path / "cluster.yaml"), "--scale", "0.1") as started:

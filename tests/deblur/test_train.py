@@ -156,7 +156,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "deblur.train", *SMALL, *arguments]
 
 
-@pytest.mark.integration
+@pytest.mark.cluster
 def test_two_ranks_of_one_node_train_and_a_second_start_finds_nothing_to_do(data: str, tmp_path: Path) -> None:
     arguments = command(
         "--data", data, "--runs", str(tmp_path), "--run", "r", "--ranks-per-node", "2", "--images", "48"
@@ -171,7 +171,7 @@ def test_two_ranks_of_one_node_train_and_a_second_start_finds_nothing_to_do(data
     assert "nothing to do" in again.stdout
 
 
-@pytest.mark.integration
+@pytest.mark.cluster
 def test_a_check_reads_writes_and_says_what_would_run_and_leaves_nothing(data: str, tmp_path: Path) -> None:
     arguments = command("--data", data, "--runs", str(tmp_path / "runs"), "--run", "r", "--images", "48", "--check")
     done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
