@@ -68,7 +68,7 @@ def workers(cluster: LocalCluster) -> list[int]:
             command = Path(f"/proc/{process}/cmdline").read_bytes()
         except OSError:  # exited
             continue
-        if command.startswith(b"ray::_do"):
+        if command.startswith(b"ray::_run"):
             found.append(process)
     return found
 
