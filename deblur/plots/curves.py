@@ -24,7 +24,7 @@ Strip = Sequence[tuple[str, np.ndarray]]  # (label, uint8 RGB [H, W, 3]), all th
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _STYLES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 _WIDTH_INCHES, _CURVES_INCHES, _DPI = 13.0, 6.4, 100
-_FEW = 20  # up to so many points get markers
+_FEW = 20  # curves of at most this many points get markers
 _MANY = 1000  # maximum points of a curve; longer ones are averaged
 _DETAIL_SHARE = 0.25  # side of the detail as a share of the shorter side
 

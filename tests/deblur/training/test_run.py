@@ -12,7 +12,7 @@ from deblur.training.run import History, ReadOnlyRun, Run
 
 
 def start(folder: Path, images_seen: int) -> Run:
-    """A start of the run from a checkpoint at so many images, in batches of 8."""
+    """A run that resumes from a checkpoint at `images_seen`, in batches of 8."""
     run = Run(str(folder / "run"))
     run.resume(images_seen, batch_size=8)
     return run
