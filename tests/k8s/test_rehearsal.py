@@ -118,7 +118,7 @@ def test_four_ranks_on_four_nodes_train_from_bucket_to_bucket(rehearsal: Rehears
 def test_a_search_on_four_nodes_leaves_what_it_found_in_the_bucket(rehearsal: Rehearsal) -> None:
     search = ["--search", "s", "--trials", "2", "--nodes-per-trial", "2", "--grace-images", "24", "--sampler", "tpe"]
     log = rehearsal.submit("python", "-m", "deblur.tune", *SMALL, *search)
-    assert "2 trials at once" in log
+    assert "2 concurrent trials" in log
     store = open_store(join(rehearsal.runs, "s"))
     trials = json.loads(store.get("search.json"))["trials"]
     assert {trial["state"] for trial in trials} <= {"finished", "stopped"}
