@@ -7,6 +7,7 @@ For use without Kubernetes. Requires the program prometheus (Debian package: pro
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -88,6 +89,8 @@ def _follow(stores: list[Store], folder: Path, server: subprocess.Popen[bytes]) 
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # background jobs of a script ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
     with one_line_errors(), contextlib.suppress(KeyboardInterrupt):
         watch(tyro.cli(Settings, description=__doc__, prog="make monitor"))
 
