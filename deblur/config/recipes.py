@@ -27,6 +27,7 @@ def _formerly(flag: str) -> object:
 
 # New names of fields in recipes of version 0.1.
 RENAMED = {"generator_rate": "generator_lr", "critic_rate": "critic_lr", "decay_from": "lr_decay_start"}
+Architecture = Literal["resnet", "unet", "fast-unet"]
 Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
 FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
@@ -34,24 +35,40 @@ MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipe:
-    architecture: Literal["resnet", "unet"] = "resnet"
-    """ResNet as in DeblurGAN and the article, or the U-Net of pix2pix."""
+    architecture: Architecture = "resnet"
+    """ResNet as in DeblurGAN and the article, U-Net of pix2pix, or the fast U-Net."""
     filters: int = 64
     """Filters of the first layer; deeper layers have multiples of it."""
     blocks: int = 9
-    """Residual blocks (ResNet only)."""
+    """Residual blocks (resnet only)."""
+    encoder_blocks: tuple[int, ...] = (1, 1, 1, 28)
+    """Blocks per level, finest first (fast-unet, nafnet)."""
+    middle_blocks: int = 1
+    """Blocks of the coarsest level (fast-unet, nafnet)."""
+    decoder_blocks: tuple[int, ...] = (1, 1, 1, 1)
+    """Blocks per level, coarsest first; as many levels as the encoder (fast-unet, nafnet)."""
     norm: Literal["instance", "batch", "none"] = "instance"
-    """Normalisation after each convolution; none is in neither source, but learns fastest in small networks."""
+    """Normalisation after each convolution (resnet, unet); none learns fastest in small networks."""
     dropout: float = 0.5
-    """Fraction of activations dropped in training."""
+    """Fraction of activations dropped in training (resnet, unet)."""
     upsampling: Literal["transposed", "resize"] = "transposed"
-    """Transposed convolution as in the sources, or resize and convolve (no checkerboard)."""
+    """Transposed convolution as in the sources, or resize and convolve without checkerboard (resnet, unet)."""
     output: Literal["clamp", "mean"] = "clamp"
-    """clamp(tanh + input, -1, 1) of the paper, or (tanh + input) / 2 of the article."""
+    """clamp(tanh + input, -1, 1) of the paper, or (tanh + input) / 2 of the article (resnet, unet)."""
 
     def __post_init__(self) -> None:
         _at_least("generator.filters", self.filters, 1)
         _at_least("generator.blocks", self.blocks, 1)
+        _at_least("generator.middle_blocks", self.middle_blocks, 0)
+        for name in ("encoder_blocks", "decoder_blocks"):
+            if not getattr(self, name):
+                raise InputError(f"generator.{name} is empty; give a number of blocks for each level")
+            _at_least(f"generator.{name}", min(getattr(self, name)), 0)
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise InputError(
+                f"generator.encoder_blocks {self.encoder_blocks} and generator.decoder_blocks {self.decoder_blocks} "
+                "must have as many levels as each other"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"generator.dropout is {self.dropout}; expected a value in [0, 1)")
 
@@ -267,6 +284,7 @@ def _build(kind: type, values: Any, place: str) -> Any:
     if unknown:
         raise InputError(f"{place}: {kind.__name__} has no field {unknown[0]!r}; it has {', '.join(hints)}")
     nested = {n: _build(hints[n], v, place) if dataclasses.is_dataclass(hints[n]) else v for n, v in values.items()}
+    nested = {n: tuple(v) if isinstance(v, list) else v for n, v in nested.items()}
     for name, value in nested.items():
         choices = getattr(hints[name], "__args__", ())
         if choices and all(isinstance(c, str) for c in choices) and value not in choices:
