@@ -21,8 +21,8 @@ from deblur.data.dataset import open_dataset
 from deblur.data.loader import pairs_of
 from deblur.data.packing import packed_samples
 from deblur.evaluation.evaluator import evaluate
-from deblur.inference.generator import load_model
 from deblur.inference.tiles import restore_picture
+from deblur.models.trained import load_model
 from deblur.plots.curves import report_png
 from deblur.training.job import TrainSettings, train
 

@@ -20,7 +20,7 @@ import tyro
 from cluster.errors import InputError, one_line_errors
 from cluster.storage import absolute
 from deblur.app.replica import Service, application, build_application
-from deblur.inference.generator import load_model, pick_device
+from deblur.models.trained import load_model, pick_device
 
 __all__ = ["application"]  # the import_path of the Serve configuration in k8s/rayservice.yaml
 

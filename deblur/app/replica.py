@@ -12,7 +12,7 @@ from cluster.errors import InputError
 from cluster.gate import Limits
 from deblur.app.metrics import SERVICE
 from deblur.data.pictures import MAX_PIXELS
-from deblur.inference.generator import load_model, pick_device
+from deblur.models.trained import load_model, pick_device
 
 if TYPE_CHECKING:
     from deblur.app.web import Web

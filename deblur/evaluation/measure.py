@@ -18,7 +18,7 @@ from deblur.evaluation.detection import Detector, DetectorName, FaceCascade, Net
 from deblur.evaluation.evaluator import KeyedPair, dataset_pairs, evaluate, folder_pairs
 from deblur.evaluation.quality import DEFINITION
 from deblur.evaluation.scores import as_json, summary, table
-from deblur.inference.generator import load_model, pick_device
+from deblur.models.trained import load_model, pick_device
 
 
 @dataclass(frozen=True, kw_only=True)

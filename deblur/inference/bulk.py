@@ -19,9 +19,9 @@ from cluster.errors import FINAL, InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.pictures import SUFFIXES
-from deblur.inference.generator import build_model, pick_device, read_model
 from deblur.inference.photograph import read_photograph, write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
+from deblur.models.trained import build_model, pick_device, read_model
 
 MADE_BY = "restored-by.json"
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR

@@ -11,6 +11,7 @@ from cluster.errors import InputError
 from cluster.storage import open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.weights import refuse_other_tensors
 
@@ -50,7 +51,7 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     The recipe is in the file's metadata. Raises InputError naming `url`, where the bytes are from, and the first tensor
     that does not match the recipe.
     """
-    generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
+    generator = build_generator(read_recipe(data, url))
     try:
         weights = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -60,11 +61,14 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     return generator.to(device).eval()
 
 
-def _recipe_text(data: bytes, place: str) -> str:
-    """The recipe in a safetensors file's metadata. The format: header size in 8 bytes, JSON header, tensors."""
+def read_recipe(data: bytes, url: str) -> Recipe:
+    """The recipe in a generator.safetensors' metadata; raises InputError naming `url`.
+
+    The format: header size in 8 bytes, JSON header, tensors.
+    """
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        recipe: str = header["__metadata__"]["recipe"]
-        return recipe
+        text: str = header["__metadata__"]["recipe"]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{place}: not a generator with its recipe; use the generator.safetensors of a run") from error
+        raise InputError(f"{url}: not a generator with its recipe; use the generator.safetensors of a run") from error
+    return recipes.from_json(text, url)
