@@ -1,4 +1,4 @@
-"""Recipes: all hyperparameters of a run, validated when built, and three presets.
+"""Recipes: all hyperparameters of a run, validated when built, and presets.
 
 The result of a run depends on its recipe, its data (identified by a digest) and rounding, and on nothing else: nodes,
 ports and folders are not part of it. Saved with every checkpoint, and compared when a run is resumed.
@@ -30,7 +30,7 @@ RENAMED = {"generator_rate": "generator_lr", "critic_rate": "critic_lr", "decay_
 Architecture = Literal["resnet", "unet", "fast-unet"]
 Objective = Literal["wasserstein", "wgan-gp", "least-squares", "relativistic-least-squares", "vanilla"]
 PixelLoss = Literal["l1", "charbonnier"]
-FeatureName = Literal["vgg16-block3_conv3", "vgg19-conv3_3", "vgg16-block1_conv1"]
+FeatureName = Literal["vgg16-block3_conv3", "vgg16-conv3_3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
 
 
@@ -111,7 +111,7 @@ class LossRecipe:
     adversarial_weight: float = 1.0
     """Weight of the critic's score in the generator's loss; 0 trains without a critic."""
     adversarial_from: int = 0
-    """Images seen before the critic takes part; until then it is neither trained nor run."""
+    """Images seen before critic and content loss take part; until then they are neither trained nor run."""
     penalty_weight: float = 10.0
     """Weight of the gradient penalty (wgan-gp only)."""
 
@@ -126,6 +126,11 @@ class LossRecipe:
             raise InputError(
                 "content_weight, pixel_weight and frequency_weight are all 0: no loss compares with the sharp "
                 "picture; raise one"
+            )
+        if self.adversarial_from and self.pixel_weight == self.frequency_weight == 0:
+            raise InputError(
+                f"adversarial_from is {self.adversarial_from}, but pixel_weight and frequency_weight are 0: no loss is "
+                "left until then; raise one"
             )
 
 
@@ -268,7 +273,61 @@ def demo() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"blog": blog, "paper": paper, "demo": demo}
+def fidelity() -> Recipe:
+    """A fast U-Net that comes as near to the sharp picture as it can: L1 on pixels and Fourier coefficients.
+
+    The frequency loss and its weight are MIMO-UNet's (arXiv:2108.05054), AdamW, the cosine and the clipping NAFNet's
+    (arXiv:2204.04676). No critic and no VGG: nothing is downloaded. The model inside the package is trained with it.
+    """
+    return Recipe(
+        name="fidelity",
+        generator=GeneratorRecipe(
+            architecture="fast-unet", filters=32, encoder_blocks=(2, 2), middle_blocks=4, decoder_blocks=(2, 2)
+        ),
+        critic=CriticRecipe(filters=32),
+        loss=LossRecipe(content_weight=0.0, pixel_weight=1.0, frequency_weight=0.1, adversarial_weight=0.0),
+        adam=AdamRecipe(
+            generator_lr=1e-3,
+            beta1=0.9,
+            weight_decay=1e-4,
+            gradient_clip=1.0,
+            warmup_images=2_000,
+            lr_decay="cosine",
+            lr_decay_start=0.0,
+            ema_halflife_images=5_000,
+        ),
+        data=DataRecipe(batch_size=8, crop=128, rotate=True, images=1_000_000),
+    )
+
+
+def looks() -> Recipe:
+    """`fidelity`, whose last fifth adds VGG features and a critic: crisper pictures, at some cost of PSNR.
+
+    Weights and objective are DeblurGAN-v2's (arXiv:1908.03826), with L1 for its squared error.
+    """
+    recipe = fidelity()
+    return dataclasses.replace(
+        recipe,
+        name="looks",
+        loss=dataclasses.replace(
+            recipe.loss,
+            objective="relativistic-least-squares",
+            critic_updates=1,
+            content_weight=0.006,
+            features="vgg16-conv3_3",
+            adversarial_weight=0.01,
+            adversarial_from=800_000,
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "blog": blog,
+    "paper": paper,
+    "fidelity": fidelity,
+    "looks": looks,
+    "demo": demo,
+}
 
 
 def to_json(recipe: Recipe) -> str:

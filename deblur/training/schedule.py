@@ -15,7 +15,7 @@ class UpdateSettings:
     generator_lr: float
     critic_lr: float
     adversarial: bool = True
-    """Whether the critic takes part."""
+    """Whether critic and content loss take part."""
     ema_decay: float = 0.0
     """Factor of the moving average before this update's weights are added."""
 
@@ -26,7 +26,7 @@ def settings_at(recipe: Recipe, images_seen: int, total_images: int) -> UpdateSe
     return UpdateSettings(
         generator_lr=recipe.adam.generator_lr * factor,
         critic_lr=recipe.adam.critic_lr * factor,
-        adversarial=uses_critic(recipe) and images_seen >= recipe.loss.adversarial_from,
+        adversarial=images_seen >= recipe.loss.adversarial_from,
         ema_decay=ema_decay(recipe, images_seen),
     )
 

@@ -145,7 +145,7 @@ class Updater:
     """The networks, their optimisers, and one update of both.
 
     `generator` and `critic` are modules on their device, or the same in DistributedDataParallel; `critic` and
-    `features` are None in a run without the adversarial and the content term.
+    `features` are None in a run without the adversarial or the content term.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Updater:
         self.critic_adam = _adam(critic, adam.critic_lr, adam) if critic is not None else None
         average = copy.deepcopy(unwrap_ddp(generator)) if adam.ema_halflife_images else None
         self.average = average.requires_grad_(False) if average is not None else None
-        self._settings = UpdateSettings(adam.generator_lr, adam.critic_lr, critic is not None)
+        self._settings = UpdateSettings(adam.generator_lr, adam.critic_lr)
 
     @property
     def result(self) -> nn.Module:
@@ -187,14 +187,14 @@ class Updater:
                         the mean over the batch; gradient norms and the non-finite flag are equal on all ranks
         on_phase_end    called with "generator" or "critic" when work for it has been queued on the device
         """
-        critic = self.critic if self._settings.adversarial else None
+        critic, features = (self.critic, self.features) if self._settings.adversarial else (None, None)
         with self.context.autocast():
             restored = _upcast(self.generator(blurred))
         on_phase_end("generator")
         critic_terms, critic_norm, all_norms = self._critic_steps(critic, sharp, restored.detach(), mixes)
         on_phase_end("critic")
         self.generator_adam.zero_grad()
-        generator = generator_step(critic, self.features, sharp, restored, self.context)
+        generator = generator_step(critic, features, sharp, restored, self.context)
         generator_norm = _step(self.generator_adam, self._gradient_clip)
         self._add_to_average()
         on_phase_end("generator")
@@ -265,7 +265,7 @@ def _step(adam: Adam, max_norm: float = 0.0) -> Tensor:
     norm = torch.nn.utils.get_total_norm(p.grad for p in adam.param_groups[0]["params"] if p.grad is not None)
     adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # read by fused Adam's step
     if max_norm:
-        adam.grad_scale = (norm / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]  # it divides by this
+        adam.grad_scale = (norm / max_norm).clamp(min=1).float()  # type: ignore[attr-defined]  # it divides by this
     adam.step()
     return norm
 
