@@ -21,7 +21,7 @@ from cluster.storage import Store, absolute, join, open_store
 from deblur.data.pictures import SUFFIXES
 from deblur.inference.photograph import read_photograph, write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
-from deblur.models.trained import build_model, pick_device, read_model
+from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
 
 MADE_BY = "restored-by.json"
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
@@ -33,8 +33,8 @@ class RestoreSettings:
     """Photographs, folders, and s3://bucket/prefix URLs."""
     out: str
     """Folder or s3://bucket/prefix for the restored photographs."""
-    model: str
-    """A run (folder or s3:// URL), or a generator.safetensors."""
+    model: str = EMBEDDED
+    """A run (folder or s3:// URL), or a generator.safetensors; default: the model inside this package."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: a GPU if available."""
     tile: int = 0

@@ -1,5 +1,6 @@
-"""Loads trained generators from runs and files."""
+"""Loads trained generators: the one inside the package, those of runs, and those of files."""
 
+import importlib.resources
 import json
 
 import safetensors
@@ -8,12 +9,16 @@ import torch
 from torch import nn
 
 from cluster.errors import InputError
-from cluster.storage import open_store, read_url
+from cluster.storage import absolute, open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.weights import refuse_other_tensors
+
+
+EMBEDDED = "embedded"  # the default of --model
+_EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,16 +38,23 @@ def load_model(url: str, device: torch.device) -> nn.Module:
 
 
 def read_model(url: str) -> bytes:
-    """The generator.safetensors of a run's newest valid checkpoint, or of a file or s3:// URL.
+    """The generator.safetensors of the package (EMBEDDED), of a run's newest valid checkpoint, or of a file or URL.
 
     Raises InputError naming the URL.
     """
+    if url == EMBEDDED:
+        return importlib.resources.files(__package__).joinpath(_EMBEDDED_FILE).read_bytes()
     if url.endswith(".safetensors"):
         return read_url(url)
     found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
     if found is None:
         raise InputError(f"{url}: no valid checkpoint; --model needs a run that has one, or a generator.safetensors")
     return found
+
+
+def absolute_model(url: str) -> str:
+    """The address of a model for processes in other folders."""
+    return url if url == EMBEDDED else absolute(url)
 
 
 def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
