@@ -19,7 +19,7 @@ import tyro
 
 from cluster.errors import InputError, one_line_errors
 from deblur.app.replica import Service, application, build_application
-from deblur.models.trained import absolute_model, load_model, pick_device
+from deblur.models.trained import EMBEDDED, absolute_model, load_model, pick_device
 
 __all__ = ["application"]  # the import_path of the Serve configuration in k8s/rayservice.yaml
 
@@ -65,7 +65,8 @@ def _serve(settings: Settings) -> None:
     with contextlib.suppress(KeyboardInterrupt), served(app, settings.host, settings.port, max(cpus, replicas)):
         for number in (signal.SIGTERM, signal.SIGINT):  # Ray handles SIGTERM; background jobs of a script ignore SIGINT
             signal.signal(number, signal.default_int_handler)
-        print(f"serving on http://{settings.host}:{settings.port}; stop with Ctrl-C", flush=True)
+        model = "the model inside this package" if settings.model == EMBEDDED else settings.model
+        print(f"serving {model} on http://{settings.host}:{settings.port}; stop with Ctrl-C", flush=True)
         while True:
             time.sleep(3600)
 

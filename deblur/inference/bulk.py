@@ -80,6 +80,8 @@ def restore_photographs(settings: RestoreSettings) -> list[str]:
     settings = replace(settings, out=absolute(settings.out))
     photos = plan(settings.inputs, settings.out)
     model = read_model(settings.model)
+    if settings.model == EMBEDDED:
+        print("model    the one inside this package (docs/embedded-model.md); --model chooses another", flush=True)
     build_model(model, settings.model, torch.device("cpu"))  # a bad model is refused before any node is requested
     left = left_to_do(photos, open_store(settings.out), model, settings)
     with logging_redirect_tqdm():

@@ -16,7 +16,6 @@ from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.weights import refuse_other_tensors
 
-
 EMBEDDED = "embedded"  # the default of --model
 _EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
 
