@@ -29,8 +29,8 @@ class TrainSettings(SharedSettings):
     min_nodes: int | None = None
     """Continue with as few nodes as this if some are lost, and scale up to --nodes when some are added."""
     init_from: str | None = None
-    """Run, or generator.safetensors (file or s3:// URL), from whose generator a new run starts; it also decides the
-    architecture."""
+    """Run, generator.safetensors (file or s3:// URL) or "embedded", the model inside this package: a new run starts from
+    that generator, with its architecture."""
     allow_recipe_change: bool = False
     """Resume a run although its recipe or data have changed."""
 

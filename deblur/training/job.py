@@ -23,7 +23,7 @@ from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.packing import packed_samples
 from deblur.data.plan import lanes_of
 from deblur.data.shards import INDEX, Index
-from deblur.models.trained import build_model, read_model, read_recipe
+from deblur.models.trained import absolute_model, build_model, read_model, read_recipe
 from deblur.models.vgg import Features, digest
 from deblur.training.config import RunConfig, TrainSettings, WorkerConfig, features_of
 from deblur.training.loop import fit, plan_of, total_images
@@ -68,7 +68,7 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
 def prepare(settings: TrainSettings) -> Job:
     """Finds everything that can be known to be wrong before any work starts. Raises InputError."""
     settings, dataset, features = resolve_inputs(settings)
-    settings = replace(settings, init_from=settings.init_from and absolute(settings.init_from))
+    settings = replace(settings, init_from=settings.init_from and absolute_model(settings.init_from))
     name = settings.run or f"{settings.recipe.name}-{dataset.index.digest[:8]}"
     run = Run(join(settings.runs or "", name), settings.keep, retry=Retry(limit_s=settings.storage_wait_s))
     images_seen = run.images_seen()
