@@ -29,7 +29,7 @@ class TrainSettings(SharedSettings):
     min_nodes: int | None = None
     """Continue with as few nodes as this if some are lost, and scale up to --nodes when some are added."""
     init_from: str | None = None
-    """Run, generator.safetensors (file or s3:// URL) or "embedded", the model inside this package: a new run starts from
+    """Run, generator.safetensors (file or s3:// URL) or "embedded", the model in this package: a new run starts from
     that generator, with its architecture."""
     allow_recipe_change: bool = False
     """Resume a run although its recipe or data have changed."""
