@@ -1,0 +1,36 @@
+"""Published weights as generators with a recipe: python -m deblur.import_weights."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from cluster.errors import InputError
+from cluster.storage import absolute, open_store
+from deblur.config.recipes import GeneratorRecipe, Recipe
+from deblur.models.maxim_package import read_maxim
+from deblur.models.weights import encode_generator
+
+Network = Literal["maxim"]
+
+_READERS: dict[Network, tuple[Callable[[str], dict[str, Tensor]], Recipe]] = {
+    "maxim": (read_maxim, Recipe(name="maxim", generator=GeneratorRecipe(architecture="maxim"))),
+}
+"""For each network what reads its published weights, raising InputError, and the recipe that they belong to."""
+
+
+def import_weights(network: Network, source: str, out: str) -> str:
+    """Writes published weights as a generator.safetensors; returns a line that describes it.
+
+    source  what was published, see the network's reader
+    out     a file or s3:// URL that ends in .safetensors
+
+    Raises InputError if the source is something else.
+    """
+    if not out.endswith(".safetensors"):
+        raise InputError(f"--out {out}: must end in .safetensors, as --model of the other commands expects")
+    read, recipe = _READERS[network]
+    weights = read(source)
+    folder, _, name = absolute(out).rpartition("/")
+    open_store(folder).put(name, encode_generator(weights, recipe))
+    return f"{out}: {network} with {sum(tensor.numel() for tensor in weights.values()):,} parameters, from {source}"
