@@ -8,6 +8,8 @@ from deblur.config.recipes import Recipe
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.fast_unet import FastUNet
 from deblur.models.generator import ResNetGenerator, UNetGenerator
+from deblur.models.maxim import Maxim
+from deblur.models.nafnet import NAFNet
 
 
 def build_generator(recipe: Recipe) -> nn.Module:
@@ -27,6 +29,10 @@ def build_generator(recipe: Recipe) -> nn.Module:
             return UNetGenerator(filters=g.filters, **shared)
         case "fast-unet":
             return FastUNet(filters=g.filters, **levels)
+        case "nafnet":
+            return NAFNet(filters=g.filters, **levels, train_crop=recipe.data.crop)
+        case "maxim":
+            return Maxim()  # one published network: the other fields do not apply
 
 
 def build_critic(recipe: Recipe) -> nn.Module:

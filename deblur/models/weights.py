@@ -29,11 +29,12 @@ def torchvision_weights(weights: Any, hint: str) -> dict[str, Tensor]:
         raise InputError(f"{weights.url}: {reason}; {hint}") from error
 
 
-def read_weights(source: str, hint: str) -> dict[str, Tensor]:
+def read_weights(source: str, hint: str, nested: str = "") -> dict[str, Tensor]:
     """The state dict in a .safetensors or torch.save file; nothing in it is executed.
 
     source  a file or s3:// URL
     hint    ends the message of the InputError for a file without a state dict
+    nested  a name under which the file may have the state dict, as BasicSR's have
     """
     data = read_url(source)
     try:
@@ -45,6 +46,8 @@ def read_weights(source: str, hint: str) -> dict[str, Tensor]:
         raise InputError(
             f"{source}: cannot load tensors without running code from the file ({reason}); {hint}"
         ) from error
+    if nested and isinstance(state, dict):
+        state = state.get(nested, state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{source}: expected a dict of names and tensors, found {type(state).__name__}; {hint}")
     return state

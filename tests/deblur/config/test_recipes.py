@@ -11,6 +11,7 @@ from deblur.config.recipes import AdamRecipe, CriticRecipe, DataRecipe, Generato
 from deblur.models.build import build_critic, build_generator
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
+from deblur.models.nafnet import NAFNet
 
 
 def test_paper_is_the_papers() -> None:
@@ -59,6 +60,8 @@ def test_a_recipe_builds_its_networks() -> None:
     assert isinstance(build_generator(Recipe(generator=GeneratorRecipe(**small))), ResNetGenerator)
     unet = Recipe(generator=GeneratorRecipe(architecture="unet", **small))
     assert isinstance(build_generator(unet), UNetGenerator)
+    nafnet = Recipe(generator=GeneratorRecipe(architecture="nafnet", filters=1))
+    assert isinstance(build_generator(nafnet), NAFNet)
     assert isinstance(build_critic(Recipe(critic=CriticRecipe(filters=2))), PatchCritic)
     assert isinstance(build_critic(recipes.blog()), DenseCritic)
 
