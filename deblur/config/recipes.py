@@ -36,7 +36,7 @@ MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipe:
     architecture: Architecture = "resnet"
-    """ResNet as in DeblurGAN and the article, U-Net of pix2pix, fast U-Net, or MAXIM-3S, which has no other settings."""
+    """ResNet as in DeblurGAN and the article, U-Net of pix2pix, fast U-Net, or MAXIM-3S (no other settings)."""
     filters: int = 64
     """Filters of the first layer; deeper layers have multiples of it."""
     blocks: int = 9
