@@ -1,4 +1,4 @@
-"""Generators: blurred pictures to restored ones of the same size.
+"""The generators of DeblurGAN and the article: blurred pictures to restored ones of the same size.
 
 Pictures are RGB [B, 3, H, W] in [-1, 1]; H and W are at least 1. Both networks predict a residual to the blurred
 picture.
@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deblur.models.layers import Dropout, Norm, ReflectionPad2d, initialise, normalise
+from deblur.models.layers import Dropout, Norm, ReflectionPad2d, crop, initialise, normalise, pad
 
 Upsampling = Literal["transposed", "resize"]
 Output = Literal["clamp", "mean"]
@@ -50,7 +49,7 @@ class ResNetGenerator(nn.Module):
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same."""
         # Two halvings must leave 2x2 pixels, the minimum for reflection padding and InstanceNorm.
-        x = _pad(blurred, multiple=4, smallest=8)  # [B, 3, H', W']
+        x = pad(blurred, multiple=4, smallest=8)  # [B, 3, H', W']
         x = self.first(x)  #                         [B, f, H', W']
         x = self.down1(x)  #                         [B, 2f, H'/2, W'/2]
         x = self.down2(x)  #                         [B, 4f, H'/4, W'/4]
@@ -58,7 +57,7 @@ class ResNetGenerator(nn.Module):
         x = self.up2(x)  #                           [B, 2f, H'/2, W'/2]
         x = self.up1(x)  #                           [B, f, H', W']
         x = self.last(x)  #                          [B, 3, H', W'] in (-1, 1)
-        return _OUTPUTS[self.output](_crop(x, blurred), blurred)
+        return _OUTPUTS[self.output](crop(x, blurred), blurred)
 
 
 class ResidualBlock(nn.Module):
@@ -123,7 +122,7 @@ class UNetGenerator(nn.Module):
 
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same."""
-        x = _pad(blurred, multiple=2 ** len(self.downs), smallest=1)
+        x = pad(blurred, multiple=2 ** len(self.downs), smallest=1)
         skips = []
         for down in self.downs:
             x = down(x)
@@ -131,7 +130,7 @@ class UNetGenerator(nn.Module):
         x = self.ups[-1](skips.pop())
         for up in reversed(self.ups[:-1]):
             x = up(torch.cat([x, skips.pop()], dim=1))
-        return _OUTPUTS[self.output](_crop(x, blurred), blurred)
+        return _OUTPUTS[self.output](crop(x, blurred), blurred)
 
 
 # (output of the last tanh, [B, 3, H, W] in (-1, 1); blurred picture) -> restored picture.
@@ -153,16 +152,3 @@ def _doubling(upsampling: Upsampling, channels: int, out: int, kernel: int, bias
 
 def _dropout(share: float) -> list[nn.Module]:
     return [Dropout(share)] if share else []
-
-
-def _pad(pictures: Tensor, multiple: int, smallest: int) -> Tensor:
-    """Replicates the last row and column until H and W are multiples of `multiple` and at least `smallest`."""
-    height, width = pictures.shape[-2:]
-    down, right = (max(-side % multiple, smallest - side) for side in (height, width))
-    # Not reflected: reflection padding must be smaller than the picture.
-    return F.pad(pictures, (0, right, 0, down), mode="replicate") if down or right else pictures
-
-
-def _crop(padded: Tensor, pictures: Tensor) -> Tensor:
-    """`padded` at the size of `pictures`."""
-    return padded[..., : pictures.shape[-2], : pictures.shape[-1]]

@@ -39,6 +39,24 @@ class ReflectionPad2d(nn.ReflectionPad2d):
             return F.pad(x, self.padding, mode="reflect")
 
 
+def pad(
+    pictures: Tensor, multiple: int, smallest: int = 1, mode: Literal["replicate", "constant"] = "replicate"
+) -> Tensor:
+    """Adds copies of the last row and column until H and W are multiples of `multiple` and at least `smallest`.
+
+    Mode "constant" adds zeros instead.
+    """
+    height, width = pictures.shape[-2:]
+    down, right = (max(-side % multiple, smallest - side) for side in (height, width))
+    # Not reflected: reflection padding must be smaller than the picture.
+    return F.pad(pictures, (0, right, 0, down), mode=mode) if down or right else pictures
+
+
+def crop(padded: Tensor, pictures: Tensor) -> Tensor:
+    """`padded` at the size of `pictures`."""
+    return padded[..., : pictures.shape[-2], : pictures.shape[-1]]
+
+
 def initialise(network: nn.Module, *, he: bool = False) -> None:
     """Draws initial weights from torch's global generator, as DeblurGAN does; biases are 0.
 

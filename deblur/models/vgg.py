@@ -18,6 +18,8 @@ _TRUNKS: dict[FeatureName, tuple[str, int]] = {
     "vgg16-block3_conv3": ("vgg16", 16),
     # DeblurGAN's code stops at index 14 (models/losses.py, conv_3_3_layer): conv3_3 without its ReLU.
     "vgg19-conv3_3": ("vgg19", 15),
+    # In its place where VGG19's weights cannot be had.
+    "vgg16-conv3_3": ("vgg16", 15),
     # The demo: the earliest features, after the ReLU.
     "vgg16-block1_conv1": ("vgg16", 2),
 }

@@ -3,11 +3,14 @@
 from io import BytesIO
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from cluster.errors import InputError
 from cluster.storage import read_url
+from deblur.config import recipes
+from deblur.config.recipes import Recipe
 
 
 def torchvision_weights(weights: Any, hint: str) -> dict[str, Tensor]:
@@ -26,17 +29,16 @@ def torchvision_weights(weights: Any, hint: str) -> dict[str, Tensor]:
         raise InputError(f"{weights.url}: {reason}; {hint}") from error
 
 
-def read_weights(source: str, hint: str) -> dict[str, Tensor]:
+def read_weights(source: str, hint: str, nested: str = "") -> dict[str, Tensor]:
     """The state dict in a .safetensors or torch.save file; nothing in it is executed.
 
     source  a file or s3:// URL
     hint    ends the message of the InputError for a file without a state dict
+    nested  a name under which the file may have the state dict, as BasicSR's have
     """
     data = read_url(source)
     try:
         if source.endswith(".safetensors"):
-            import safetensors.torch  # not at the top: random weights do not need it
-
             return safetensors.torch.load(data)
         state: Any = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen kinds
@@ -44,6 +46,8 @@ def read_weights(source: str, hint: str) -> dict[str, Tensor]:
         raise InputError(
             f"{source}: cannot load tensors without running code from the file ({reason}); {hint}"
         ) from error
+    if nested and isinstance(state, dict):
+        state = state.get(nested, state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{source}: expected a dict of names and tensors, found {type(state).__name__}; {hint}")
     return state
@@ -55,3 +59,10 @@ def refuse_other_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], 
         wanted, got = (str(list(side[name].shape)) if name in side else "absent" for side in (expected, found))
         if wanted != got:
             raise InputError(f"{place}: weights of another network: tensor {name} is {got}, expected {wanted}; {hint}")
+
+
+def encode_generator(weights: dict[str, Tensor], recipe: Recipe) -> bytes:
+    """A generator.safetensors: the weights, and the recipe that they belong to in the metadata."""
+    # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    return safetensors.torch.save(contiguous, metadata={"recipe": recipes.to_json(recipe)})

@@ -3,7 +3,6 @@
 import io
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from cluster.errors import InputError
@@ -11,6 +10,7 @@ from cluster.storage.checkpoints import Checkpoint
 from cluster.sync import Rank, Sync
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
+from deblur.models.weights import encode_generator
 from deblur.training.run import Run
 from deblur.training.update import Updater
 
@@ -59,9 +59,10 @@ def checkpoint_parts(updater: Updater, recipe: Recipe, images_seen: int) -> dict
     """The files of a checkpoint."""
     state = io.BytesIO()
     torch.save({"updater": updater.state(), "images_seen": images_seen}, state)
-    text = recipes.to_json(recipe)
-    weights = {name: tensor.contiguous() for name, tensor in updater.state()["generator"].items()}
-    # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
-    generator = safetensors.torch.save(weights, metadata={"recipe": text})
+    generator = encode_generator(updater.result.state_dict(), recipe)
     # The smallest first: what a killed upload leaves is then seen, and removed, by the next.
-    return {"recipe.json": text.encode(), "generator.safetensors": generator, "state.pt": state.getvalue()}
+    return {
+        "recipe.json": recipes.to_json(recipe).encode(),
+        "generator.safetensors": generator,
+        "state.pt": state.getvalue(),
+    }

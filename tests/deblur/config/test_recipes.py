@@ -11,6 +11,7 @@ from deblur.config.recipes import AdamRecipe, CriticRecipe, DataRecipe, Generato
 from deblur.models.build import build_critic, build_generator
 from deblur.models.critic import DenseCritic, PatchCritic
 from deblur.models.generator import ResNetGenerator, UNetGenerator
+from deblur.models.nafnet import NAFNet
 
 
 def test_paper_is_the_papers() -> None:
@@ -59,6 +60,8 @@ def test_a_recipe_builds_its_networks() -> None:
     assert isinstance(build_generator(Recipe(generator=GeneratorRecipe(**small))), ResNetGenerator)
     unet = Recipe(generator=GeneratorRecipe(architecture="unet", **small))
     assert isinstance(build_generator(unet), UNetGenerator)
+    nafnet = Recipe(generator=GeneratorRecipe(architecture="nafnet", filters=1))
+    assert isinstance(build_generator(nafnet), NAFNet)
     assert isinstance(build_critic(Recipe(critic=CriticRecipe(filters=2))), PatchCritic)
     assert isinstance(build_critic(recipes.blog()), DenseCritic)
 
@@ -75,7 +78,12 @@ def test_the_difference_names_every_field_that_differs() -> None:
         (lambda: replace(recipes.paper(), critic=CriticRecipe(norm="batch")), r"BatchNorm mixes images.*--critic.norm"),
         (lambda: replace(recipes.blog(), loss=LossRecipe(objective="vanilla")), r"ends in a sigmoid"),
         (lambda: replace(recipes.paper(), data=DataRecipe(crop=16)), r"--crop 16 is too small.*24"),
-        (lambda: LossRecipe(content_weight=0), r"content_weight and pixel_weight are both 0"),
+        (lambda: LossRecipe(content_weight=0), r"content_weight, pixel_weight and frequency_weight"),
+        (lambda: LossRecipe(adversarial_from=5), r"adversarial_from is 5"),
+        (lambda: AdamRecipe(gradient_clip=-1), r"gradient_clip is -1"),
+        (lambda: AdamRecipe(ema_halflife_images=-1), r"ema_halflife_images is -1"),
+        (lambda: GeneratorRecipe(encoder_blocks=()), r"generator.encoder_blocks"),
+        (lambda: GeneratorRecipe(encoder_blocks=(2,)), r"generator.encoder_blocks \(2,\)"),
         (lambda: LossRecipe(critic_updates=0), r"critic_updates is 0"),
         (lambda: LossRecipe(penalty_weight=-1), r"penalty_weight is -1"),
         (lambda: LossRecipe(content_weight=float("nan")), r"content_weight is nan"),
