@@ -90,20 +90,21 @@ def read_maxim(source: str) -> dict[str, Tensor]:
     if name != PACKAGE:
         raise InputError(f"{source}: the npm package {name}, expected {PACKAGE}; {_HINT}")
     model = _json(read, "models/model.json", source)
-    with torch.device("meta"):
-        expected = Maxim().state_dict()
+    expected = Maxim().state_dict()
     try:
         published = dict(_parameters(model["modelTopology"]["node"], dict(_constants(model, read, source))))
     except (KeyError, TypeError, AttributeError) as error:
         place = f"{source}: models/model.json"
         raise InputError(f"{place}: not a TensorFlow.js graph model ({error!r}); {_HINT}") from error
+    ours = {
+        f"{_flax_module(module)}/{leaf}": f"{module}.{leaf}"
+        for module, _, leaf in (name.rpartition(".") for name in expected)
+    }
     found = {}
-    for ours in expected:
-        module, _, leaf = ours.rpartition(".")
-        constant = published.pop(f"{_flax_module(module)}/{leaf}", None)
-        if constant is not None:
-            found[ours] = _as_torch(constant, expected[ours].dim())
-    refuse_other_tensors(expected, {**published, **found}, source, _HINT)
+    for theirs, constant in published.items():
+        name = ours.get(theirs, theirs)
+        found[name] = _as_torch(constant, expected[name].dim() if name in expected else constant.ndim)
+    refuse_other_tensors(expected, found, source, _HINT)
     return found
 
 
