@@ -24,7 +24,7 @@ from deblur.models.pixels import to_uint8
 FACTOR = 256
 # At least the receptive radius of the ResNet with 9 blocks: two 3x3 convolutions per block at a quarter of the
 # resolution are 2 x 4 pixels, 72 in all; first layer, halvings, doublings and the last 7x7 layer add at most 18. The
-# U-Net's receptive field is the whole picture: its tiles are an approximation.
+# receptive fields of U-Net and NAFNet are larger: their tiles are an approximation.
 MARGIN = 96
 RAMP = 16  # pixels over which one tile fades into the next
 TILE = 1024
