@@ -1,4 +1,4 @@
-"""Evaluates a generator: python -m deblur.evaluate --model runs/RUN [--data ROOT | --blurred DIR --sharp DIR]
+"""Evaluates a generator: python -m deblur.evaluate [--model runs/RUN] [--data ROOT | --blurred DIR --sharp DIR]
 
 Prints PSNR and SSIM of every restored picture on full frames, then a table of all metrics, beside those of the blurred
 pictures: the baseline of a generator that changes nothing. The metrics' definitions are printed with the numbers.

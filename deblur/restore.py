@@ -1,4 +1,4 @@
-"""Restores photographs: python -m deblur.restore IN... --out DIR --model runs/RUN
+"""Restores photographs: python -m deblur.restore IN... --out DIR [--model runs/RUN]
 
 Files, folders and buckets, of any size; sub-folders and names are kept. The output has the EXIF orientation applied, is
 grey if the input is grey, and keeps alpha and colour profile; other metadata is dropped. 16-bit pictures become 8-bit,

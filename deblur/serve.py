@@ -1,4 +1,4 @@
-"""Serves the web app that removes blur: python -m deblur.serve --model runs/RUN
+"""Serves the web app that removes blur: python -m deblur.serve [--model runs/RUN]
 
 The page is at http://127.0.0.1:8000; programs POST a picture and get it restored:
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/restore > restored.jpg
@@ -18,9 +18,8 @@ import torch
 import tyro
 
 from cluster.errors import InputError, one_line_errors
-from cluster.storage import absolute
 from deblur.app.replica import Service, application, build_application
-from deblur.inference.generator import load_model, pick_device
+from deblur.models.trained import EMBEDDED, absolute_model, load_model, pick_device
 
 __all__ = ["application"]  # the import_path of the Serve configuration in k8s/rayservice.yaml
 
@@ -56,7 +55,7 @@ def _serve(settings: Settings) -> None:
         raise InputError(f"Ray Serve is not installed ({error}): pip install -e '.[serve]'") from error
     cpus, replicas = os.cpu_count() or 1, settings.max_replicas or gpus or 1
     service = Service(
-        model=absolute(settings.model),
+        model=absolute_model(settings.model),
         device=settings.device,
         max_replicas=replicas,
         max_megapixels=settings.max_megapixels,
@@ -66,7 +65,8 @@ def _serve(settings: Settings) -> None:
     with contextlib.suppress(KeyboardInterrupt), served(app, settings.host, settings.port, max(cpus, replicas)):
         for number in (signal.SIGTERM, signal.SIGINT):  # Ray handles SIGTERM; background jobs of a script ignore SIGINT
             signal.signal(number, signal.default_int_handler)
-        print(f"serving on http://{settings.host}:{settings.port}; stop with Ctrl-C", flush=True)
+        model = "the model inside this package" if settings.model == EMBEDDED else settings.model
+        print(f"serving {model} on http://{settings.host}:{settings.port}; stop with Ctrl-C", flush=True)
         while True:
             time.sleep(3600)
 

@@ -91,8 +91,9 @@ def test_a_node_is_taken_with_a_notice_and_not_one_update_is_lost(bench: Bench) 
     assert check(bench, "preemption") == 0
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.soak if seed < 2 else pytest.mark.long) for seed in range(5)]
+)
 def test_a_rank_is_killed_at_any_update(bench: Bench, seed: int) -> None:
     check(bench, "worker", seed)
 
@@ -192,7 +193,7 @@ def test_storage_is_gone_for_twenty_seconds_and_training_waits(
     assert remote.generator("outage") == bench.undisturbed
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_storage_is_gone_for_longer_than_the_limit_and_the_run_goes_on_when_it_is_back(
     bench: Bench, bucket: str, s3_server: dict[str, str], proxy: FaultProxy, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from cluster.local import LocalCluster, find_processes
 from cluster.storage import Store, join, open_store
 from deblur.data import pictures
 from deblur.inference.bulk import restore_file
-from deblur.inference.generator import load_model
+from deblur.models.trained import load_model
 from tests.clusters import two_nodes
 from tests.datasets import picture
 from tests.fault_proxy import FaultProxy, Plan

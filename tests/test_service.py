@@ -22,7 +22,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from deblur.inference.bulk import restore_file
-from deblur.inference.generator import load_model
+from deblur.models.trained import load_model
 from tests.datasets import picture
 from tests.service import metrics_address
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from deblur.inference.bulk import restore_file
-from deblur.inference.generator import load_model
+from deblur.models.trained import load_model
 from tests.datasets import picture
 from tests.service import running_service
 from tests.test_service import bomb, encoded, get, pixels_of, post, text_bomb

@@ -12,7 +12,7 @@ from cluster.errors import InputError
 from cluster.gate import Limits
 from deblur.app.metrics import SERVICE
 from deblur.data.pictures import MAX_PIXELS
-from deblur.inference.generator import load_model, pick_device
+from deblur.models.trained import EMBEDDED, load_model, pick_device
 
 if TYPE_CHECKING:
     from deblur.app.web import Web
@@ -27,8 +27,9 @@ atexit.register(_until_exit.close)  # before threads end: it waits for that of t
 class Service:
     """Settings of each replica; on a cluster `args` of the Serve configuration."""
 
-    model: str
-    """A run (folder or s3:// URL; its newest checkpoint at the start of a replica), or a generator.safetensors."""
+    model: str = EMBEDDED
+    """A run (folder or s3:// URL; its newest checkpoint at the start of a replica), or a generator.safetensors;
+    default: the model inside this package."""
     device: str = "auto"
     """cpu or cuda; auto is a GPU if there is one."""
     max_replicas: int | None = None

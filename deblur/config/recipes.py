@@ -1,4 +1,4 @@
-"""Recipes: all hyperparameters of a run, validated when built, and three presets.
+"""Recipes: all hyperparameters of a run, validated when built, and presets.
 
 The result of a run depends on its recipe, its data (identified by a digest) and rounding, and on nothing else: nodes,
 ports and folders are not part of it. Saved with every checkpoint, and compared when a run is resumed.
@@ -28,7 +28,8 @@ def _formerly(flag: str) -> object:
 # New names of fields in recipes of version 0.1.
 RENAMED = {"generator_rate": "generator_lr", "critic_rate": "critic_lr", "decay_from": "lr_decay_start"}
 Architecture = Literal["resnet", "unet", "fast-unet", "nafnet", "maxim"]
-Objective = Literal["wasserstein", "wgan-gp", "least-squares", "vanilla"]
+Objective = Literal["wasserstein", "wgan-gp", "least-squares", "relativistic-least-squares", "vanilla"]
+PixelLoss = Literal["l1", "charbonnier"]
 FeatureName = Literal["vgg16-block3_conv3", "vgg16-conv3_3", "vgg19-conv3_3", "vgg16-block1_conv1"]
 MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
 
@@ -102,9 +103,15 @@ class LossRecipe:
     feature_weights: Literal["pretrained", "random"] = "pretrained"
     """ImageNet weights (see --vgg-weights), or fixed random ones that need no download."""
     pixel_weight: float = 0.0
-    """Weight of the mean absolute error of pixels; in neither source."""
+    """Weight of the pixel loss; in neither source."""
+    pixel_loss: PixelLoss = "l1"
+    """Mean absolute error, or Charbonnier's smooth form of it."""
+    frequency_weight: float = 0.0
+    """Weight of the mean absolute error of Fourier coefficients (MIMO-UNet has 0.1)."""
     adversarial_weight: float = 1.0
-    """Weight of the critic's score in the generator's loss."""
+    """Weight of the critic's score in the generator's loss; 0 trains without a critic."""
+    adversarial_from: int = 0
+    """Images seen before critic and content loss take part; until then they are neither trained nor run."""
     penalty_weight: float = 10.0
     """Weight of the gradient penalty (wgan-gp only)."""
 
@@ -112,11 +119,18 @@ class LossRecipe:
         _at_least("critic_updates", self.critic_updates, 1)
         if self.critic_updates > MAX_CRITIC_UPDATES:
             raise InputError(f"critic_updates is {self.critic_updates}; the maximum is {MAX_CRITIC_UPDATES}")
-        for name in ("content_weight", "pixel_weight", "adversarial_weight", "penalty_weight"):
+        weights = ("content_weight", "pixel_weight", "frequency_weight", "adversarial_weight", "penalty_weight")
+        for name in (*weights, "adversarial_from"):
             _at_least(name, getattr(self, name), 0)
-        if self.content_weight == self.pixel_weight == 0:
+        if self.content_weight == self.pixel_weight == self.frequency_weight == 0:
             raise InputError(
-                "content_weight and pixel_weight are both 0: no loss compares with the sharp picture; raise one"
+                "content_weight, pixel_weight and frequency_weight are all 0: no loss compares with the sharp "
+                "picture; raise one"
+            )
+        if self.adversarial_from and self.pixel_weight == self.frequency_weight == 0:
+            raise InputError(
+                f"adversarial_from is {self.adversarial_from}, but pixel_weight and frequency_weight are 0: no loss is "
+                "left until then; raise one"
             )
 
 
@@ -130,8 +144,19 @@ class AdamRecipe:
     """Adam's decay rate of the first moment."""
     beta2: float = 0.999
     """Adam's decay rate of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the generator (AdamW); 0 is plain Adam."""
+    gradient_clip: float = 0.0
+    """Maximum norm of the generator's gradient, which is scaled down to it; 0 for no limit."""
+    warmup_images: int = 0
+    """Images over which both learning rates rise linearly from 0."""
+    lr_decay: Literal["linear", "cosine"] = "linear"
+    """How both learning rates fall to 0 at the end of the run."""
     lr_decay_start: Annotated[float, _formerly("--decay-from")] = 0.5
-    """Fraction of the run after which both learning rates fall linearly to 0; 1 keeps them constant."""
+    """Fraction of the run after which they fall; 1 keeps them constant."""
+    ema_halflife_images: int = 0
+    """Half-life of the moving average of the generator's weights, which is then validated, exported and served; 0 for
+    none."""
 
     def __post_init__(self) -> None:
         for name in ("generator_lr", "critic_lr"):
@@ -140,6 +165,8 @@ class AdamRecipe:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a value in [0, 1)")
+        for name in ("weight_decay", "gradient_clip", "warmup_images", "ema_halflife_images"):
+            _at_least(name, getattr(self, name), 0)
         if not 0 <= self.lr_decay_start <= 1:
             raise InputError(f"lr_decay_start is {self.lr_decay_start}; expected a fraction of the run in [0, 1]")
 
@@ -246,7 +273,61 @@ def demo() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"blog": blog, "paper": paper, "demo": demo}
+def fidelity() -> Recipe:
+    """A fast U-Net that comes as near to the sharp picture as it can: L1 on pixels and Fourier coefficients.
+
+    The frequency loss and its weight are MIMO-UNet's (arXiv:2108.05054), AdamW, the cosine and the clipping NAFNet's
+    (arXiv:2204.04676). No critic and no VGG: nothing is downloaded. The model inside the package is trained with it.
+    """
+    return Recipe(
+        name="fidelity",
+        generator=GeneratorRecipe(
+            architecture="fast-unet", filters=32, encoder_blocks=(2, 2), middle_blocks=4, decoder_blocks=(2, 2)
+        ),
+        critic=CriticRecipe(filters=32),
+        loss=LossRecipe(content_weight=0.0, pixel_weight=1.0, frequency_weight=0.1, adversarial_weight=0.0),
+        adam=AdamRecipe(
+            generator_lr=1e-3,
+            beta1=0.9,
+            weight_decay=1e-4,
+            gradient_clip=1.0,
+            warmup_images=2_000,
+            lr_decay="cosine",
+            lr_decay_start=0.0,
+            ema_halflife_images=5_000,
+        ),
+        data=DataRecipe(batch_size=8, crop=128, rotate=True, images=1_000_000),
+    )
+
+
+def looks() -> Recipe:
+    """`fidelity`, whose last fifth adds VGG features and a critic: crisper pictures, at some cost of PSNR.
+
+    Weights and objective are DeblurGAN-v2's (arXiv:1908.03826), with L1 for its squared error.
+    """
+    recipe = fidelity()
+    return dataclasses.replace(
+        recipe,
+        name="looks",
+        loss=dataclasses.replace(
+            recipe.loss,
+            objective="relativistic-least-squares",
+            critic_updates=1,
+            content_weight=0.006,
+            features="vgg16-conv3_3",
+            adversarial_weight=0.01,
+            adversarial_from=800_000,
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "blog": blog,
+    "paper": paper,
+    "fidelity": fidelity,
+    "looks": looks,
+    "demo": demo,
+}
 
 
 def to_json(recipe: Recipe) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -20,6 +20,7 @@ from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from deblur.data import pairs, pictures, sample_set
 from deblur.data.blur import blurred as motion_blurred
+from deblur.data.camera_blur import camera_blurred
 from deblur.data.pairs import GoproBlur, Pair, Photograph
 from deblur.data.shards import INDEX, Index, PackedSample, Split, read_index, write_index, write_split
 
@@ -27,6 +28,9 @@ SAMPLES = "samples"
 GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the complete GOPRO_Large
 SAMPLE_CUT, SAMPLE_STEP = 256, 192  # the paper's crop size: small, so that the demo spends little time on decoding
 _THREADS = 4
+
+
+BlurModel = Literal["paper", "camera"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,10 @@ class PackSettings:
     """Root of the dataset, a folder or s3://bucket/prefix."""
     blur: GoproBlur | None = None
     """Blurred pictures of GOPRO: blur averages stored values, blur_gamma linear light. Required for GOPRO."""
+    blur_model: BlurModel = "paper"
+    """Blur added to photographs: DeblurGAN's one kernel per picture, or camera: shake, motion, saturation and noise."""
+    blurs_per_photo: int = 1
+    """Pairs made of each photograph, each with its own blur."""
     validation_scenes: int = 2
     """Scenes moved from train to validation; 0, as in the paper, for no validation."""
     cut: int | None = None
@@ -51,7 +59,7 @@ class PackSettings:
     """Replace an existing dataset."""
 
     def __post_init__(self) -> None:
-        for name in ("cut", "step", "shard_mb"):
+        for name in ("cut", "step", "shard_mb", "blurs_per_photo"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -128,6 +136,8 @@ def _sources(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[str,
     else:
         layout, splits = _read_layout(Path(settings.source), settings)
         made |= {"layout": layout, "blur": settings.blur, "validation_scenes": settings.validation_scenes}
+        if layout == "photographs" and (settings.blur_model, settings.blurs_per_photo) != ("paper", 1):
+            made |= {"blur_model": settings.blur_model, "blurs_per_photo": settings.blurs_per_photo}
         splits = _with_validation(splits, settings.validation_scenes, settings.seed)
     if not splits["train"]:
         raise InputError(f"{settings.source}: no training pairs found")
@@ -141,7 +151,10 @@ def _read_layout(root: Path, settings: PackSettings) -> tuple[str, dict[str, lis
         raise InputError(f"--blur {settings.blur}: {root} is not a GOPRO tree; remove --blur")
     if layout == "photographs":
         found = pairs.find_photographs(root)
-        return layout, {"train": [_photograph_source(photograph, settings.seed) for photograph in found]}
+        variants = range(settings.blurs_per_photo)
+        return layout, {"train": [_photograph_source(p, settings, variant) for p in found for variant in variants]}
+    if (settings.blur_model, settings.blurs_per_photo) != ("paper", 1):
+        raise InputError(f"{root}: has blurred pictures; remove --blur-model and --blurs-per-photo")
     find: Callable[[Path, str], list[Pair]] = pairs.find_flat
     if layout == "gopro":
         if not settings.blur:
@@ -172,14 +185,20 @@ def _pair_source(pair: Pair) -> Source:
     return Source(key=pair.key, scene=pair.scene, read=lambda: (_read(pair.blurred), _read(pair.sharp)))
 
 
-def _photograph_source(photograph: Photograph, seed: int) -> Source:
+def _photograph_source(photograph: Photograph, settings: PackSettings, variant: int) -> Source:
+    key = photograph.key if settings.blurs_per_photo == 1 else f"{photograph.key}-{variant:03d}"
+
     def read() -> tuple[Picture, Picture]:
         sharp = _read(photograph.path)
         # Seeded by name, so that adding or removing photographs does not change the others' blur.
-        blurred = motion_blurred(sharp.pixels, (seed, zlib.crc32(photograph.key.encode())))
+        seed = [settings.seed, zlib.crc32(photograph.key.encode())]
+        if settings.blur_model == "camera":
+            blurred = camera_blurred(sharp.pixels, [*seed, variant])
+        else:  # the first blur is that of version 0.1, which made only one
+            blurred = motion_blurred(sharp.pixels, [*seed, variant] if variant else seed)
         return Picture(name=f"{sharp.name} (blurred)", pixels=blurred), sharp
 
-    return Source(key=photograph.key, scene=photograph.key, read=read)
+    return Source(key=key, scene=photograph.key, read=read)
 
 
 def _sample_sources(split: str) -> list[Source]:

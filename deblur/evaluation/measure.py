@@ -18,13 +18,13 @@ from deblur.evaluation.detection import Detector, DetectorName, FaceCascade, Net
 from deblur.evaluation.evaluator import KeyedPair, dataset_pairs, evaluate, folder_pairs
 from deblur.evaluation.quality import DEFINITION
 from deblur.evaluation.scores import as_json, summary, table
-from deblur.inference.generator import load_model, pick_device
+from deblur.models.trained import EMBEDDED, load_model, pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
-    model: str
-    """A run (folder or s3:// URL), or a generator.safetensors."""
+    model: str = EMBEDDED
+    """A run (folder or s3:// URL), or a generator.safetensors; default: the model inside this package."""
     data: str | None = None
     """Root of a packed dataset, folder or s3:// URL [env DEBLUR_DATA]."""
     blurred: Path | None = None

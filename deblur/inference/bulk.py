@@ -19,9 +19,9 @@ from cluster.errors import FINAL, InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.pictures import SUFFIXES
-from deblur.inference.generator import build_model, pick_device, read_model
 from deblur.inference.photograph import read_photograph, write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
+from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
 
 MADE_BY = "restored-by.json"
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
@@ -33,8 +33,8 @@ class RestoreSettings:
     """Photographs, folders, and s3://bucket/prefix URLs."""
     out: str
     """Folder or s3://bucket/prefix for the restored photographs."""
-    model: str
-    """A run (folder or s3:// URL), or a generator.safetensors."""
+    model: str = EMBEDDED
+    """A run (folder or s3:// URL), or a generator.safetensors; default: the model inside this package."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: a GPU if available."""
     tile: int = 0
@@ -80,6 +80,8 @@ def restore_photographs(settings: RestoreSettings) -> list[str]:
     settings = replace(settings, out=absolute(settings.out))
     photos = plan(settings.inputs, settings.out)
     model = read_model(settings.model)
+    if settings.model == EMBEDDED:
+        print("model    the one inside this package (docs/embedded-model.md); --model chooses another", flush=True)
     build_model(model, settings.model, torch.device("cpu"))  # a bad model is refused before any node is requested
     left = left_to_do(photos, open_store(settings.out), model, settings)
     with logging_redirect_tqdm():

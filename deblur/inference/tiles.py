@@ -22,10 +22,12 @@ from deblur.models.pixels import to_uint8
 
 # Tiles start at its multiples: the U-Net halves the picture eight times, the ResNet twice.
 FACTOR = 256
-# At least the receptive radius of the ResNet with 9 blocks: two 3x3 convolutions per block at a quarter of the
-# resolution are 2 x 4 pixels, 72 in all; first layer, halvings, doublings and the last 7x7 layer add at most 18. The
-# receptive fields of U-Net and NAFNet are larger: their tiles are an approximation.
-MARGIN = 96
+# At least the receptive radius of the local networks. The ResNet with 9 blocks: two 3x3 convolutions per block at a
+# quarter of the resolution are 2 x 4 pixels, 72 in all; first layer, halvings, doublings and the last 7x7 layer add at
+# most 18. The fast U-Net of the embedded model: 2 x 8 pixels for each of 4 blocks, 2 x 4 and 2 x 2 for 4 blocks each,
+# and at most 12 for the other layers, 124. pix2pix' U-Net and NAFNet see further: their tiles are
+# an approximation.
+MARGIN = 128
 RAMP = 16  # pixels over which one tile fades into the next
 TILE = 1024
 MAX_PIXELS = 4_000_000  # the paper's generator needs about 1 KB per pixel

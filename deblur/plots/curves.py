@@ -41,7 +41,12 @@ class Panel:
 
 
 PANELS = (
-    Panel("generator losses", "loss, unweighted", {"content": "content", "pixel": "pixel"}, logarithmic=True),
+    Panel(
+        "generator losses",
+        "loss, unweighted",
+        {"content": "content", "pixel": "pixel", "frequency": "frequency"},
+        logarithmic=True,
+    ),
     Panel(
         "critic and generator",
         "score, unweighted",
@@ -138,9 +143,9 @@ def _legend_handles(names: list[str], labels: list[str]) -> list[Line2D]:
 
 
 def _curve(axes: Axes, metrics: Metrics, key: str, label: str, colour: str, style: str) -> None:
-    """Draws one curve from the lines that have the key."""
+    """Draws one curve from the lines that have the key; a term that is 0 throughout is not in use."""
     points = [(line["images_seen"], line[key]) for line in metrics if line.get(key) is not None]
-    if points:
+    if any(value for _, value in points):
         x, y = thinned(np.array(points, dtype=float)).T
         marker = "o" if len(points) <= _FEW else ""  # a single point is invisible without a marker
         axes.plot(x, y, label=label, color=colour, linestyle=style, marker=marker, markersize=4)

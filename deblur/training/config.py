@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
 from cluster.errors import InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, join
@@ -11,6 +14,7 @@ from cluster.sync import Intervals
 from deblur.config.cli import SharedSettings
 from deblur.config.recipes import Recipe
 from deblur.data.dataset import Dataset, open_dataset
+from deblur.models.trained import load_model
 from deblur.models.vgg import Features, load_features
 
 
@@ -24,6 +28,9 @@ class TrainSettings(SharedSettings):
     """Machines, with all their GPUs: one rank per GPU, or one per node without GPUs."""
     min_nodes: int | None = None
     """Continue with as few nodes as this if some are lost, and scale up to --nodes when some are added."""
+    init_from: str | None = None
+    """Run, generator.safetensors (file or s3:// URL) or "embedded", the model in this package: a new run starts from
+    that generator, with its architecture."""
     allow_recipe_change: bool = False
     """Resume a run although its recipe or data have changed."""
 
@@ -66,6 +73,8 @@ class RunConfig:
     """Share of samples that may fail to decode before the run fails."""
     vgg_weights: str = ""
     """File or s3:// URL; empty for torchvision's."""
+    init_from: str = ""
+    """Run or file whose generator the run starts from; empty for fresh weights, or to resume."""
     retry: Retry = field(default_factory=Retry)
     """How long to wait for storage that does not respond."""
     cache_dir: str = ""
@@ -87,10 +96,23 @@ class RunConfig:
         cache = Cache(dataset.store, self.cache_dir, self.cache_bytes, version=dataset.index.digest)
         return replace(dataset, cache=cache)
 
-    def load_features(self) -> Features:
-        """The VGG features of the perceptual loss, on the CPU. Raises InputError if their weights cannot be loaded."""
-        loss = self.recipe.loss
-        return load_features(loss.features, loss.feature_weights, self.vgg_weights or None)
+    def load_features(self, device: torch.device) -> Features | None:
+        """See `features_of`."""
+        features = features_of(self.recipe, self.vgg_weights or None)
+        return features and features.to(device)
+
+    def load_initial_weights(self) -> dict[str, Tensor] | None:
+        """The generator's weights that the run starts from, if they are not fresh."""
+        return load_model(self.init_from, torch.device("cpu")).state_dict() if self.init_from else None
+
+
+def features_of(recipe: Recipe, weights: str | None) -> Features | None:
+    """The VGG features of the content loss, on the CPU; None without that loss.
+
+    Raises InputError if their weights cannot be loaded.
+    """
+    loss = recipe.loss
+    return load_features(loss.features, loss.feature_weights, weights) if loss.content_weight else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.sync import Rank
 from deblur.config import randomness
@@ -13,23 +13,38 @@ from deblur.config.recipes import Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features
+from deblur.training.schedule import uses_critic
 from deblur.training.update import Autocast, StepContext, Updater
 
 _log = logging.getLogger(__name__)
 
 
-def build(recipe: Recipe, features: Features, rank: Rank) -> Updater:
-    """Networks with the recipe's fresh weights, the same on every rank, wrapped in DDP if there are several."""
+def build(recipe: Recipe, features: Features | None, rank: Rank, initial: dict[str, Tensor] | None = None) -> Updater:
+    """Networks with the recipe's fresh weights, the same on every rank, wrapped in DDP if there are several.
+
+    initial  weights that the generator starts from instead
+    """
+    networks: dict[str, nn.Module] = {}
     with torch.random.fork_rng():
         torch.manual_seed(randomness.weights_seed(recipe.seed))
-        generator, critic = build_generator(recipe).to(rank.device), build_critic(recipe).to(rank.device)
-    if in_bfloat16(recipe, rank.device) and min(recipe.generator.filters, recipe.critic.filters) >= 32:
-        # Faster in bfloat16; slower in float32 and for fewer channels (benchmarks/README.md).
-        for network in (generator, critic, features):
+        networks["generator"] = build_generator(recipe).to(rank.device)
+        if uses_critic(recipe):
+            networks["critic"] = build_critic(recipe).to(rank.device)
+    if initial is not None:
+        networks["generator"].load_state_dict(initial)
+    if _wants_channels_last(recipe, rank.device):
+        for network in (*networks.values(), *([] if features is None else [features])):
             network.to(memory_format=torch.channels_last)
-    generator, critic = (distributed(network, rank) for network in (generator, critic))
+    trained = {name: distributed(network, rank) for name, network in networks.items()}
     context = StepContext(recipe.loss, rank.num_ranks / recipe.data.batch_size, autocast_for(recipe, rank.device))
-    return Updater(generator, critic, features, recipe.adam, context)
+    return Updater(trained["generator"], trained.get("critic"), features, recipe.adam, context)
+
+
+def _wants_channels_last(recipe: Recipe, device: torch.device) -> bool:
+    """Faster for the fast U-Net, and else in bfloat16 with many channels (benchmarks/README.md)."""
+    if recipe.generator.architecture == "fast-unet" and not uses_critic(recipe):
+        return True
+    return in_bfloat16(recipe, device) and min(recipe.generator.filters, recipe.critic.filters) >= 32
 
 
 def distributed(network: nn.Module, rank: Rank) -> nn.Module:

@@ -1,5 +1,6 @@
 """A run from its settings to its end: everything that can be wrong is checked first, then the ranks are started."""
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -17,12 +18,14 @@ from cluster.storage import Retry, absolute, join, open_store, preflight
 from cluster.storage.lease import Holder, acquire_lease
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config.cli import Kind
+from deblur.config.recipes import Recipe
 from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.packing import packed_samples
 from deblur.data.plan import lanes_of
 from deblur.data.shards import INDEX, Index
-from deblur.models.vgg import Features, digest, load_features
-from deblur.training.config import RunConfig, TrainSettings, WorkerConfig
+from deblur.models.trained import absolute_model, build_model, read_model, read_recipe
+from deblur.models.vgg import Features, digest
+from deblur.training.config import RunConfig, TrainSettings, WorkerConfig, features_of
 from deblur.training.loop import fit, plan_of, total_images
 from deblur.training.metrics import run_metrics
 from deblur.training.run import Origin, Run, open_run
@@ -65,9 +68,14 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
 def prepare(settings: TrainSettings) -> Job:
     """Finds everything that can be known to be wrong before any work starts. Raises InputError."""
     settings, dataset, features = resolve_inputs(settings)
-    recipe, plan = settings.recipe, plan_of(settings.recipe, dataset.index)
+    settings = replace(settings, init_from=settings.init_from and absolute_model(settings.init_from))
+    name = settings.run or f"{settings.recipe.name}-{dataset.index.digest[:8]}"
+    run = Run(join(settings.runs or "", name), settings.keep, retry=Retry(limit_s=settings.storage_wait_s))
+    images_seen = run.images_seen()
+    recipe, initial = _initial(settings, run, images_seen)
+    plan = plan_of(recipe, dataset.index)
     lanes_of(0, _ranks_requested(settings), recipe.data.batch_size)
-    total, name = total_images(recipe, plan), settings.run or f"{recipe.name}-{dataset.index.digest[:8]}"
+    total = total_images(recipe, plan)
     config = RunConfig(
         recipe=recipe,
         data=dataset.store.url,
@@ -83,15 +91,15 @@ def prepare(settings: TrainSettings) -> Job:
         threads=settings.threads,
         max_bad_share=settings.max_bad_share,
         vgg_weights=settings.vgg_weights or "",
+        init_from="" if images_seen else settings.init_from or "",
         retry=Retry(limit_s=settings.storage_wait_s),
         cache_dir=settings.cache_dir or "",
         cache_bytes=int(settings.cache_gb * 1e9),
         metrics_port=settings.metrics_port,
     )
-    run, origin = Run(config.run_url, config.keep, retry=config.retry), origin_of(dataset, features)
+    origin = replace(origin_of(dataset, features), initial=initial)
     if not settings.allow_recipe_change:
         run.check(recipe, origin)
-    images_seen = run.images_seen()
     if rest := images_seen % plan.batch_size:
         raise InputError(
             f"{run.url}: its newest checkpoint is {rest} images past a whole number of updates of --batch-size "
@@ -100,7 +108,23 @@ def prepare(settings: TrainSettings) -> Job:
     return Job(config, run, dataset, origin, images_seen)
 
 
-def resolve_inputs(settings: Kind) -> tuple[Kind, Dataset, Features]:
+def _initial(settings: TrainSettings, run: Run, images_seen: int) -> tuple[Recipe, str]:
+    """The recipe, with the generator of --init-from if there is one, and the digest of the weights it starts from.
+
+    A run that resumes has both already: its source may be gone or have been trained on.
+    """
+    if images_seen and (recorded := run.recorded()):
+        generator = recorded[0].generator if settings.init_from else settings.recipe.generator
+        return replace(settings.recipe, generator=generator), recorded[1].get("initial", "")
+    if not settings.init_from:
+        return settings.recipe, ""
+    data = read_model(settings.init_from)
+    build_model(data, settings.init_from, torch.device("cpu"))
+    generator = read_recipe(data, settings.init_from).generator
+    return replace(settings.recipe, generator=generator), hashlib.sha256(data).hexdigest()
+
+
+def resolve_inputs(settings: Kind) -> tuple[Kind, Dataset, Features | None]:
     """Finds the dataset, the root of runs and the VGG weights; the returned settings have absolute addresses.
 
     Raises InputError or StorageUnavailable within seconds where an address is wrong.
@@ -111,14 +135,13 @@ def resolve_inputs(settings: Kind) -> tuple[Kind, Dataset, Features]:
     data = settings.data or os.environ.get("DEBLUR_DATA") or packed_samples(runs.url)
     dataset = open_dataset(data, retry)
     weights = settings.vgg_weights and absolute(settings.vgg_weights)
-    loss = settings.recipe.loss
-    features = load_features(loss.features, loss.feature_weights, weights)
+    features = features_of(settings.recipe, weights)
     return replace(settings, runs=runs.url, data=dataset.store.url, vgg_weights=weights), dataset, features
 
 
-def origin_of(dataset: Dataset, features: Features) -> Origin:
+def origin_of(dataset: Dataset, features: Features | None) -> Origin:
     """What a run learns from."""
-    return Origin(dataset=dataset.index.digest, features=digest(features))
+    return Origin(dataset=dataset.index.digest, features=digest(features) if features else "")
 
 
 def train_rank(config: WorkerConfig, rank: Rank, sync: Sync) -> bool:

@@ -20,7 +20,7 @@ from deblur.training.config import RunConfig
 from deblur.training.distributed import build
 from deblur.training.meter import Counters, Meter, progress
 from deblur.training.run import Run
-from deblur.training.schedule import learning_rates
+from deblur.training.schedule import settings_at
 from deblur.training.state import load, save, warm_up
 from deblur.training.validation import NAMES, Validator
 
@@ -62,7 +62,7 @@ def fit(config: RunConfig, rank: Rank, sync: Sync, run: Run, metrics: Metrics) -
     lanes = lanes_of(rank.rank, rank.num_ranks, plan.batch_size)
 
     # Build, warm up, resume.
-    updater = build(recipe, config.load_features().to(rank.device), rank)
+    updater = build(recipe, config.load_features(rank.device), rank, config.load_initial_weights())
     fresh = warm_up(updater, recipe, len(lanes), rank.device)
     images_seen = start = load(updater, fresh, run, sync, rank)
     if images_seen >= total:
@@ -78,7 +78,7 @@ def fit(config: RunConfig, rank: Rank, sync: Sync, run: Run, metrics: Metrics) -
     with closing(batches(dataset, plan, lanes, recipe.data, images_seen, config.threads, bad)) as stream:
         for batch in meter.timed(stream):
             # One update of both networks.
-            updater.set_lrs(*learning_rates(recipe.adam, images_seen, total))
+            updater.set(settings_at(recipe, images_seen, total))
             torch.manual_seed(randomness.dropout_seed(recipe.seed, images_seen, rank.rank))
             meter.add(updater.update(*_to_device(batch, recipe, rank.device), meter.on_phase_end))
             images_seen += plan.batch_size
@@ -96,8 +96,8 @@ def fit(config: RunConfig, rank: Rank, sync: Sync, run: Run, metrics: Metrics) -
             scores: dict[str, float] = {}
             if step.validate:
                 meter.mark("sync")
-                scores = validator.scores(updater.generator)
-                validator.write_sample(updater.generator, run, images_seen)
+                scores = validator.scores(updater.result)
+                validator.write_sample(updater.result, run, images_seen)
                 meter.mark("validation")
             if step.report:
                 report = meter.report(images_seen, sync, _status(config, plan, images_seen) | scores)
@@ -120,12 +120,12 @@ def fit(config: RunConfig, rank: Rank, sync: Sync, run: Run, metrics: Metrics) -
 
 def _status(config: RunConfig, plan: Plan, images_seen: int) -> dict[str, Any]:
     """What a report says beside what was measured."""
-    generator_lr, critic_lr = learning_rates(config.recipe.adam, images_seen, config.total_images)
+    settings = settings_at(config.recipe, images_seen, config.total_images)
     return {
         "images_wanted": config.total_images,
         "epoch": images_seen // (plan.updates_per_epoch * plan.batch_size),
-        "generator_lr": generator_lr,
-        "critic_lr": critic_lr,
+        "generator_lr": settings.generator_lr,
+        "critic_lr": settings.critic_lr,
         "threads_per_rank": torch.get_num_threads(),
     }
 

@@ -14,7 +14,7 @@ from cluster.exporter import Metrics
 from cluster.storage import Traffic
 from cluster.sync import Rank, Sync
 from deblur.data.loader import BadSamples
-from deblur.training.metrics import full_names, publish
+from deblur.training.metrics import LOSSES, full_names, publish
 from deblur.training.update import TERMS
 
 PARTS = ("data", "critic", "generator", "validation", "sync")  # of the time of a run
@@ -189,7 +189,7 @@ def progress(metrics: dict[str, Any], total_images: int) -> str:
         f"{metrics['images_seen']:,}/{total_images:,} images",
         f"epoch {metrics['epoch']}",
         f"{metrics['images_per_second']:.1f} images/s",
-        *(f"{term} {metrics[term]:.4g}" for term in ("content", "pixel", "adversarial", "wasserstein", "penalty")),
+        *(f"{term} {metrics[term]:.4g}" for term in LOSSES if metrics.get(term)),
         f"{_duration(left)} left",
     ]
     if "validation_psnr" in metrics:

@@ -36,8 +36,8 @@ TABLE = (
     MetricSpec(
         "deblur_loss",
         "gauge",
-        "Mean over the last report interval, unweighted: content, pixel, adversarial, penalty, and wasserstein, "
-        "the critic's estimate.",
+        "Mean over the last report interval, unweighted: content, pixel, frequency, adversarial, penalty, and "
+        "wasserstein, the critic's estimate.",
         ("term",),
     ),
     MetricSpec(
@@ -96,12 +96,16 @@ TABLE = (
     ),
 )
 
+LOSSES = ("content", "pixel", "frequency", "adversarial", "wasserstein", "penalty")  # those not in use are 0
 # Which field of a report is which series.
 _SERIES: dict[str, tuple[str, ...]] = {
     "images_seen": ("deblur_images_seen",),
     "images_wanted": ("deblur_images_wanted",),
     "epoch": ("deblur_epoch",),
-    **{term: ("deblur_loss", term) for term in ("content", "pixel", "adversarial", "penalty", "wasserstein")},
+    **{
+        term: ("deblur_loss", term)
+        for term in ("content", "pixel", "frequency", "adversarial", "penalty", "wasserstein")
+    },
     **{f"{picture}_score": ("deblur_critic_score", picture) for picture in ("sharp", "restored")},
     **{f"{network}_gradient_norm": ("deblur_gradient_norm", network) for network in ("generator", "critic")},
     **{f"{network}_lr": ("deblur_learning_rate", network) for network in ("generator", "critic")},

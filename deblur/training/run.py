@@ -42,6 +42,9 @@ class Origin:
 
     dataset: str
     features: str
+    """Empty without a content loss."""
+    initial: str = ""
+    """Of the generator's weights that it starts from; empty for fresh ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +106,19 @@ class Run:
         self.store.put("recipe.json", recipes.to_json(recipe).encode())
 
     def _changes(self, recipe: Recipe, origin: Origin) -> list[str]:
-        try:
-            old = recipes.from_json(self.store.get("recipe.json"), join(self.url, "recipe.json"))
-            old_origin = json.loads(self.store.get("origin.json"))
-        except NotFound:
+        if not (recorded := self.recorded()):
             return []
-        moved = [f"{k}: {old_origin.get(k)} -> {v}" for k, v in asdict(origin).items() if old_origin.get(k) != v]
-        return recipes.difference(old, recipe) + moved
+        old_recipe, old = recorded
+        moved = [f"{k}: {old.get(k, '')} -> {v}" for k, v in asdict(origin).items() if old.get(k, "") != v]
+        return recipes.difference(old_recipe, recipe) + moved
+
+    def recorded(self) -> tuple[Recipe, dict[str, str]] | None:
+        """The recipe and the fields of the origin that the run was started with; None before its first start."""
+        try:
+            recipe = recipes.from_json(self.store.get("recipe.json"), join(self.url, "recipe.json"))
+            return recipe, json.loads(self.store.get("origin.json"))
+        except NotFound:
+            return None
 
     def write_targets(self, addresses: list[str]) -> None:
         """Writes the scrape targets of the run's processes; empty addresses are left out."""

@@ -59,7 +59,7 @@ def checkpoint_parts(updater: Updater, recipe: Recipe, images_seen: int) -> dict
     """The files of a checkpoint."""
     state = io.BytesIO()
     torch.save({"updater": updater.state(), "images_seen": images_seen}, state)
-    generator = encode_generator(updater.state()["generator"], recipe)
+    generator = encode_generator(updater.result.state_dict(), recipe)
     # The smallest first: what a killed upload leaves is then seen, and removed, by the next.
     return {
         "recipe.json": recipes.to_json(recipe).encode(),

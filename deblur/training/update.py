@@ -1,10 +1,13 @@
 """One update: `critic_updates` critic steps and one generator step, on one batch and one generator forward.
 
+Without the adversarial term, or before it begins, there is the generator step alone.
+
 Both networks may be wrapped in DistributedDataParallel. The critic's gradients are reduced in critic steps only, the
 generator's in the generator step only; the sharp, restored and penalty terms of a critic step share one backward,
 because DDP reduces gradients once per forward. Nothing here synchronises with the device.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,11 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from deblur.config.recipes import AdamRecipe, LossRecipe
 from deblur.models.layers import has_batch_norm
 from deblur.models.vgg import Features
-from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty
+from deblur.training.losses import (
+    content_distance,
+    critic_terms,
+    frequency_distance,
+    generator_term,
+    gradient_penalty,
+    pixel_distance,
+)
+from deblur.training.schedule import UpdateSettings
 
 Autocast = Callable[[], AbstractContextManager[Any]]  # a new context for each forward
 
@@ -24,6 +36,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]  # a new context for each f
 TERMS = (
     "content",
     "pixel",
+    "frequency",
     "adversarial",
     "penalty",
     "sharp_score",
@@ -59,6 +72,7 @@ class GeneratorTerms:
 
     content: Tensor
     pixel: Tensor
+    frequency: Tensor
     adversarial: Tensor
 
 
@@ -90,45 +104,77 @@ def critic_step(critic: nn.Module, sharp: Tensor, restored: Tensor, mix: Tensor,
 
 
 def generator_step(
-    critic: nn.Module, features: Features, sharp: Tensor, restored: Tensor, context: StepContext
+    critic: nn.Module | None, features: Features | None, sharp: Tensor, restored: Tensor, context: StepContext
 ) -> GeneratorTerms:
     """Forward and backward of the generator's loss (arXiv:1711.07064, section 3.1); leaves gradients in the generator.
 
-    sharp, restored  [B, 3, H, W]  RGB in [-1, 1]; restored with the generator's graph
+    sharp, restored   [B, 3, H, W]  RGB in [-1, 1]; restored with the generator's graph
+    critic, features  None without the adversarial and the content term, which are then 0
     """
-    loss = context.loss
-    critic.requires_grad_(False)
+    loss, none = context.loss, restored.new_zeros(len(restored))
+    content = frequency = adversarial = none
     with context.autocast():
-        adversarial = generator_term(loss.objective, _upcast(unwrap_ddp(critic)(restored)))
-        with torch.no_grad():
-            sharp_features = _upcast(features(sharp))
-        content = content_distance(_upcast(features(restored)), sharp_features)
-    pixel = (restored - sharp).abs().mean(dim=(1, 2, 3))
+        if critic is not None:
+            adversarial = _adversarial(unwrap_ddp(critic), sharp, restored, loss)
+        if features is not None:
+            with torch.no_grad():
+                sharp_features = _upcast(features(sharp))
+            content = content_distance(_upcast(features(restored)), sharp_features)
+    pixel = pixel_distance(restored, sharp, loss.pixel_loss)
+    if loss.frequency_weight:
+        frequency = frequency_distance(restored, sharp)
     total = loss.content_weight * content + loss.pixel_weight * pixel + loss.adversarial_weight * adversarial
+    total = total + loss.frequency_weight * frequency
     (context.scale * total.sum()).backward()
+    return GeneratorTerms(content.detach(), pixel.detach(), frequency.detach(), adversarial.detach())
+
+
+def _adversarial(critic: nn.Module, sharp: Tensor, restored: Tensor, loss: LossRecipe) -> Tensor:
+    """The critic's judgement of each image, [B]; no gradient goes to the critic."""
+    critic.requires_grad_(False)
+    restored_scores = _upcast(critic(restored))
+    sharp_scores = restored_scores
+    if loss.objective == "relativistic-least-squares":
+        with torch.no_grad():
+            sharp_scores = _upcast(critic(sharp))
     critic.requires_grad_(True)
-    return GeneratorTerms(content.detach(), pixel.detach(), adversarial.detach())
+    return generator_term(loss.objective, sharp_scores, restored_scores)
 
 
 class Updater:
     """The networks, their optimisers, and one update of both.
 
-    `generator` and `critic` are modules on their device, or the same in DistributedDataParallel.
+    `generator` and `critic` are modules on their device, or the same in DistributedDataParallel; `critic` and
+    `features` are None in a run without the adversarial or the content term.
     """
 
     def __init__(
-        self, generator: nn.Module, critic: nn.Module, features: Features, adam: AdamRecipe, context: StepContext
+        self,
+        generator: nn.Module,
+        critic: nn.Module | None,
+        features: Features | None,
+        adam: AdamRecipe,
+        context: StepContext,
     ) -> None:
         self.generator, self.critic, self.features, self.context = generator, critic, features, context
-        betas = (adam.beta1, adam.beta2)
-        # Fused Adam takes `found_inf` on the device: a step is skipped without synchronising with the host.
-        self.generator_adam = torch.optim.Adam(generator.parameters(), adam.generator_lr, betas, fused=True)
-        self.critic_adam = torch.optim.Adam(critic.parameters(), adam.critic_lr, betas, fused=True)
+        self._gradient_clip = adam.gradient_clip
+        self.generator_adam = _adam(generator, adam.generator_lr, adam, adam.weight_decay)
+        self.critic_adam = _adam(critic, adam.critic_lr, adam) if critic is not None else None
+        average = copy.deepcopy(unwrap_ddp(generator)) if adam.ema_halflife_images else None
+        self.average = average.requires_grad_(False) if average is not None else None
+        self._settings = UpdateSettings(adam.generator_lr, adam.critic_lr)
 
-    def set_lrs(self, generator_lr: float, critic_lr: float) -> None:
-        """Learning rates of the next update."""
-        self.generator_adam.param_groups[0]["lr"] = generator_lr
-        self.critic_adam.param_groups[0]["lr"] = critic_lr
+    @property
+    def result(self) -> nn.Module:
+        """The generator that is validated and exported: the moving average if there is one."""
+        return unwrap_ddp(self.generator) if self.average is None else self.average
+
+    def set(self, settings: UpdateSettings) -> None:
+        """Settings of the next update."""
+        self._settings = settings
+        self.generator_adam.param_groups[0]["lr"] = settings.generator_lr
+        if self.critic_adam is not None:
+            self.critic_adam.param_groups[0]["lr"] = settings.critic_lr
 
     def update(
         self, blurred: Tensor, sharp: Tensor, mixes: Tensor, on_phase_end: Callable[[str], None] = lambda _: None
@@ -141,24 +187,45 @@ class Updater:
                         the mean over the batch; gradient norms and the non-finite flag are equal on all ranks
         on_phase_end    called with "generator" or "critic" when work for it has been queued on the device
         """
+        critic, features = (self.critic, self.features) if self._settings.adversarial else (None, None)
         with self.context.autocast():
             restored = _upcast(self.generator(blurred))
         on_phase_end("generator")
-        all_norms = torch.zeros((), device=sharp.device)
-        for mix in mixes:
-            self.critic_adam.zero_grad()
-            critic = critic_step(self.critic, sharp, restored.detach(), mix, self.context)
-            critic_norm = _step(self.critic_adam)
-            all_norms = all_norms + critic_norm
+        critic_terms, critic_norm, all_norms = self._critic_steps(critic, sharp, restored.detach(), mixes)
         on_phase_end("critic")
         self.generator_adam.zero_grad()
-        generator = generator_step(self.critic, self.features, sharp, restored, self.context)
-        generator_norm = _step(self.generator_adam)
+        generator = generator_step(critic, features, sharp, restored, self.context)
+        generator_norm = _step(self.generator_adam, self._gradient_clip)
+        self._add_to_average()
         on_phase_end("generator")
-        sums = [generator.content, generator.pixel, generator.adversarial]
-        sums += [critic.penalty, critic.sharp_score, critic.restored_score]
+        sums = [generator.content, generator.pixel, generator.frequency, generator.adversarial]
+        sums += [critic_terms.penalty, critic_terms.sharp_score, critic_terms.restored_score]
         nonfinite = ~torch.isfinite(all_norms + generator_norm)  # any step that was skipped
         return torch.stack([*(self.context.scale * s.sum() for s in sums), generator_norm, critic_norm, nonfinite])
+
+    def _critic_steps(
+        self, critic: nn.Module | None, sharp: Tensor, restored: Tensor, mixes: Tensor
+    ) -> tuple[CriticTerms, Tensor, Tensor]:
+        """(terms and gradient norm of the last step, sum of the norms of all); zeros without a critic."""
+        norm = all_norms = torch.zeros((), device=sharp.device)
+        terms = CriticTerms(*torch.zeros(3, len(sharp), device=sharp.device))
+        if critic is not None and self.critic_adam is not None:
+            for mix in mixes:
+                self.critic_adam.zero_grad()
+                terms = critic_step(critic, sharp, restored, mix, self.context)
+                norm = _step(self.critic_adam)
+                all_norms = all_norms + norm
+        return terms, norm, all_norms
+
+    @torch.no_grad()
+    def _add_to_average(self) -> None:
+        if self.average is None:
+            return
+        new = unwrap_ddp(self.generator)
+        weight = 1 - self._settings.ema_decay
+        torch._foreach_lerp_(list(self.average.parameters()), list(new.parameters()), weight)
+        for old, buffer in zip(self.average.buffers(), new.buffers(), strict=True):
+            old.copy_(buffer)
 
     def state(self) -> dict[str, Any]:
         """Everything that must survive a restart; `load` takes it back."""
@@ -170,21 +237,35 @@ class Updater:
             part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
-        return {
+        parts = {
             "generator": unwrap_ddp(self.generator),
-            "critic": unwrap_ddp(self.critic),
+            "critic": None if self.critic is None else unwrap_ddp(self.critic),
             "generator_adam": self.generator_adam,
             "critic_adam": self.critic_adam,
+            "average": self.average,
         }
+        return {name: part for name, part in parts.items() if part is not None}
 
 
-def _step(adam: torch.optim.Adam) -> Tensor:
+def _adam(network: nn.Module, lr: float, adam: AdamRecipe, weight_decay: float = 0.0) -> Adam:
+    # Fused Adam takes `found_inf` and `grad_scale` on the device: a step is skipped or clipped without synchronising
+    # with the host.
+    betas, decoupled = (adam.beta1, adam.beta2), weight_decay > 0
+    return Adam(
+        network.parameters(), lr, betas, weight_decay=weight_decay, decoupled_weight_decay=decoupled, fused=True
+    )
+
+
+def _step(adam: Adam, max_norm: float = 0.0) -> Tensor:
     """One optimiser step, skipped on the device where a gradient is not finite; returns the gradient's norm, [].
 
-    The norm is that of the reduced gradient, equal on all ranks: they agree on skipping without communicating.
+    The norm is that of the reduced gradient, equal on all ranks: they agree on skipping without communicating. A longer
+    gradient than `max_norm` is scaled down to it, if that is not 0.
     """
     norm = torch.nn.utils.get_total_norm(p.grad for p in adam.param_groups[0]["params"] if p.grad is not None)
     adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # read by fused Adam's step
+    if max_norm:
+        adam.grad_scale = (norm / max_norm).clamp(min=1).float()  # type: ignore[attr-defined]  # it divides by this
     adam.step()
     return norm
 

@@ -55,8 +55,7 @@ class Validator:
 @torch.no_grad()
 def _restore(generator: nn.Module, blurred: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] of uint8 [B, 3, H, W], in evaluation mode."""
-    bare = generator.module if isinstance(generator, nn.parallel.DistributedDataParallel) else generator
-    bare.eval()
-    restored = to_uint8(bare(from_uint8(blurred)))
-    bare.train()
+    generator.eval()
+    restored = to_uint8(generator(from_uint8(blurred)))
+    generator.train()
     return restored

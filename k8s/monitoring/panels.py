@@ -200,12 +200,13 @@ THROUGHPUT = (
 
 LOSS = (
     Panel(
-        title="Content and pixel loss",
-        description="Distance between restored and sharp images: in VGG features (content) and in pixels. "
+        title="Content, pixel and frequency loss",
+        description="Distance between restored and sharp images: in VGG features (content), in pixels and in "
+        "Fourier coefficients (frequency). "
         "Unweighted; only the terms that the recipe uses. Good: falling, fast at first, then slowly.",
         unit="short",
         log=True,
-        queries={"{{run}} {{term}}": 'max by (run, term) (deblur_loss{run=~"$run", term=~"content|pixel"})'},
+        queries={"{{run}} {{term}}": 'max by (run, term) (deblur_loss{run=~"$run", term=~"content|pixel|frequency"})'},
     ),
     Panel(
         title="Adversarial terms",

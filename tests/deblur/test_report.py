@@ -25,7 +25,7 @@ STRIP = [("blurred", RED), ("restored", GREEN), ("sharp", BLUE)]
 
 def lines(count: int) -> list[dict[str, Any]]:
     """Like a run's metrics.jsonl: every third line is a validation, and one value was not finite."""
-    terms = ("content", "adversarial", "pixel", "penalty", "wasserstein")
+    terms = ("content", "adversarial", "pixel", "frequency", "penalty", "wasserstein")
     found: list[dict[str, Any]] = []
     for nth in range(1, count + 1):
         line: dict[str, Any] = {"images_seen": 16 * nth, "images_per_second": 8.0} | dict.fromkeys(terms, 1 / nth)
@@ -63,7 +63,7 @@ def curves(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def test_curves_have_a_point_wherever_their_key_is_reported() -> None:
     drawn = curves({"run": lines(7)})
-    terms = {"content", "pixel", "adversarial", "penalty", "wasserstein"}
+    terms = {"content", "pixel", "frequency", "adversarial", "penalty", "wasserstein"}
     assert set(drawn) == terms | {"restored", "blurred input", "all ranks"}
     np.testing.assert_array_equal(drawn["restored"].get_xydata(), [(48, 23), (96, 21)])
     assert drawn["content"].get_xdata().tolist() == [16 * nth for nth in range(1, 8)]

@@ -22,8 +22,8 @@ from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference import bulk
 from deblur.inference.bulk import Photo, plan, restore_file
-from deblur.inference.generator import load_model
 from deblur.models.build import build_generator
+from deblur.models.trained import load_model
 from tests.datasets import picture
 
 RECIPE = replace(recipes.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))

@@ -195,7 +195,7 @@ def test_a_check_of_more_nodes_than_there_are_says_what_is_missing(data: str, tm
     [
         pytest.param(1, marks=pytest.mark.soak),
         pytest.param(2, marks=pytest.mark.long),
-        pytest.param(4, marks=pytest.mark.soak),
+        pytest.param(4, marks=pytest.mark.long),
     ],
 )
 def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp_path: Path, num_ranks: int) -> None:

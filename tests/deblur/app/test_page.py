@@ -15,7 +15,7 @@ import torch
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
 from deblur.inference.bulk import restore_file
-from deblur.inference.generator import load_model
+from deblur.models.trained import load_model
 from tests.datasets import picture
 
 expect.set_options(timeout=30_000)  # the service shares two cores with other tests

@@ -149,7 +149,7 @@ def test_only_pictures_over_the_limit_are_restored_in_tiles() -> None:
 
 
 def test_out_of_memory_falls_back_to_tiles_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    picture, recorder = _photograph(40, 700), _Recorder(limit=20_000)
+    picture, recorder = _photograph(40, 700), _Recorder(limit=22_000)
     with caplog.at_level(logging.WARNING):
         restored = restore_picture(recorder, picture, device="cpu", tile=SMALLEST)
     np.testing.assert_array_equal(restored, picture)

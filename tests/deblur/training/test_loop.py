@@ -11,10 +11,12 @@ import time
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import safetensors.torch
 import torch
 
 from cluster.errors import Diverged, InputError
@@ -23,8 +25,9 @@ from cluster.sync import Intervals, Rank, Sync
 from deblur.config.recipes import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
 from deblur.data.loader import Batch, batches
 from deblur.data.shards import read_index
-from deblur.training import loop
-from deblur.training.config import RunConfig
+from deblur.training import job, loop
+from deblur.training.config import RunConfig, TrainSettings
+from deblur.training.distributed import build
 from deblur.training.loop import plan_of, total_images
 from deblur.training.metrics import run_metrics
 from deblur.training.run import Origin, ReadOnlyRun, Run
@@ -88,10 +91,12 @@ def consumed(run: str) -> list[tuple[int, int, int]]:
     return [tuple(json.loads(line)) for line in Path(f"{run}.consumed").read_text().splitlines()]
 
 
-def train_killed(folder: Path, data: str, run: str, num_ranks: int) -> tuple[int, int]:
-    """Trains until somewhere behind the 11th update and kills all ranks; (images committed, lines consumed)."""
-    started = start_ranks(train_rank, num_ranks, folder, data, run)
-    while not any(int(path.parent.name) >= 11 * BATCH for path in Path(run).glob("checkpoints/*/manifest.json")):
+def train_killed(
+    folder: Path, data: str, run: str, num_ranks: int, recipe: Recipe = RECIPE, updates: int = 11
+) -> tuple[int, int]:
+    """Trains until somewhere behind an update and kills all ranks; (images committed, lines consumed)."""
+    started = start_ranks(train_rank, num_ranks, folder, data, run, recipe)
+    while not any(int(path.parent.name) >= updates * BATCH for path in Path(run).glob("checkpoints/*/manifest.json")):
         assert all(process.is_alive() for process in started.processes)
         time.sleep(0.002)
     for process in started.processes:
@@ -99,7 +104,7 @@ def train_killed(folder: Path, data: str, run: str, num_ranks: int) -> tuple[int
     for process in started.processes:
         process.join()
     reached = Run(run).images_seen()
-    assert 11 * BATCH <= reached < BATCH * UPDATES, "killed in the middle, after a checkpoint"
+    assert updates * BATCH <= reached < BATCH * UPDATES, "killed in the middle, after a checkpoint"
     return reached, len(consumed(run))
 
 
@@ -124,6 +129,41 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, data: str, num_ra
     run_ranks(train_rank, num_ranks, tmp_path / "c", data, killed)
     assert final_generator(killed) == final_generator(straight)
     assert committed_work(killed, reached, before_kill) == PLANNED
+
+
+def test_moving_average_and_a_critic_that_joins_later_resume_to_the_same_bits(tmp_path: Path, data: str) -> None:
+    """Killed before and after the critic joins at 16 updates."""
+    loss = replace(RECIPE.loss, pixel_weight=1.0, adversarial_from=16 * BATCH)
+    adam = replace(RECIPE.adam, ema_halflife_images=20, warmup_images=30, lr_decay="cosine", gradient_clip=0.1)
+    recipe = replace(RECIPE, loss=loss, adam=adam)
+    straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
+    run_ranks(train_rank, 2, tmp_path / "a", data, straight, recipe)
+    for number, updates in enumerate((11, 19)):
+        train_killed(tmp_path / f"b{number}", data, killed, 2, recipe, updates)
+    run_ranks(train_rank, 2, tmp_path / "c", data, killed, recipe)
+    assert final_generator(killed) == final_generator(straight)
+    state = torch.load(BytesIO(Run(straight).checkpoints.newest_part("state.pt")), weights_only=True)["updater"]
+    assert not torch.equal(state["average"]["last.1.weight"], state["generator"]["last.1.weight"])
+    assert torch.equal(
+        safetensors.torch.load(final_generator(straight))["last.1.weight"], state["average"]["last.1.weight"]
+    ), "the average is what is exported"
+
+
+def test_a_run_starts_from_the_generator_of_another(tmp_path: Path, data: str) -> None:
+    first = str(tmp_path / "first")
+    train_rank(Rank(), data, first, replace(RECIPE, data=replace(RECIPE.data, images=8)))
+    settings = TrainSettings(
+        data=data,
+        runs=str(tmp_path),
+        run="second",
+        init_from=first,
+        recipe=replace(RECIPE, generator=GeneratorRecipe()),
+    )
+    config = job.prepare(settings).config
+    assert config.recipe.generator == RECIPE.generator, "the architecture is that of the file"
+    updater = build(config.recipe, None, Rank(), config.load_initial_weights())
+    expected = safetensors.torch.load(Run(first).checkpoints.newest_part("generator.safetensors"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in updater.generator.state_dict().items())
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), pytest.param(2, 4, marks=pytest.mark.soak)])

@@ -9,9 +9,16 @@ import torch
 from deblur.config.recipes import Objective
 from deblur.models.critic import PatchCritic
 from deblur.models.generator import ResNetGenerator
-from deblur.training.losses import content_distance, critic_terms, generator_term, gradient_penalty
+from deblur.training.losses import (
+    content_distance,
+    critic_terms,
+    frequency_distance,
+    generator_term,
+    gradient_penalty,
+    pixel_distance,
+)
 
-OBJECTIVES = ("wasserstein", "wgan-gp", "least-squares", "vanilla")
+OBJECTIVES = ("wasserstein", "wgan-gp", "least-squares", "relativistic-least-squares", "vanilla")
 
 
 def _random(*shape, seed=0):
@@ -35,7 +42,15 @@ def _log_sigmoid(x):
     return -np.log1p(np.exp(-x))
 
 
+def _relativistic(high, low):
+    """DeblurGAN-v2's (arXiv:1908.03826) on each image: `high` should be 1 above the mean of `low`, `low` 1 below."""
+    pairs = zip(high, low, strict=True)
+    return [((h - lows.mean() - 1) ** 2).mean() + ((lows - h.mean() + 1) ** 2).mean() for h, lows in pairs]
+
+
 def _critic_by_numpy(objective, sharp, restored):
+    if objective == "relativistic-least-squares":
+        return _relativistic(sharp, restored)
     if objective == "least-squares":
         loss = ((sharp - 1) ** 2 + restored**2) / 2
     elif objective == "vanilla":
@@ -46,7 +61,9 @@ def _critic_by_numpy(objective, sharp, restored):
     return loss.reshape(len(loss), -1).mean(1)
 
 
-def _generator_by_numpy(objective, restored):
+def _generator_by_numpy(objective, sharp, restored):
+    if objective == "relativistic-least-squares":
+        return _relativistic(restored, sharp)
     formulas = {"least-squares": (restored - 1) ** 2 / 2, "vanilla": -_log_sigmoid(restored)}
     loss = formulas.get(objective, -restored)
     return loss.reshape(len(loss), -1).mean(1)
@@ -58,8 +75,8 @@ def test_objectives_follow_their_formulas_image_by_image(objective, shape):
     sharp, restored = 3 * _random(*shape, seed=1), 3 * _random(*shape, seed=2)
     expected = _critic_by_numpy(objective, sharp.numpy(), restored.numpy())
     np.testing.assert_allclose(critic_terms(objective, sharp, restored).numpy(), expected, rtol=1e-10)
-    expected = _generator_by_numpy(objective, restored.numpy())
-    np.testing.assert_allclose(generator_term(objective, restored).numpy(), expected, rtol=1e-10)
+    expected = _generator_by_numpy(objective, sharp.numpy(), restored.numpy())
+    np.testing.assert_allclose(generator_term(objective, sharp, restored).numpy(), expected, rtol=1e-10)
 
 
 def test_there_are_no_other_objectives():
@@ -69,13 +86,24 @@ def test_there_are_no_other_objectives():
 def test_vanilla_stays_finite_for_scores_far_from_zero():
     scores = torch.tensor([[-1e4], [1e4]])
     assert critic_terms("vanilla", scores, scores).tolist() == [1e4, 1e4]
-    assert generator_term("vanilla", scores).tolist() == [1e4, 0]
+    assert generator_term("vanilla", scores, scores).tolist() == [1e4, 0]
 
 
 def test_content_distance_is_the_mean_squared_difference_of_each_image():
     restored, sharp = _random(3, 4, 5, 6, seed=1), _random(3, 4, 5, 6, seed=2)
     expected = [np.mean((restored[i].numpy() - sharp[i].numpy()) ** 2) for i in range(3)]
     np.testing.assert_allclose(content_distance(restored, sharp).numpy(), expected, rtol=1e-12)
+
+
+def test_pixel_and_frequency_distances_are_those_of_numpy_image_by_image():
+    restored, sharp = _pictures(1), _pictures(2)
+    error = (restored - sharp).numpy()
+    np.testing.assert_allclose(pixel_distance(restored, sharp, "l1"), np.abs(error).mean((1, 2, 3)), rtol=1e-12)
+    charbonnier = np.sqrt(error**2 + 1e-3**2).mean((1, 2, 3))
+    np.testing.assert_allclose(pixel_distance(restored, sharp, "charbonnier"), charbonnier, rtol=1e-12)
+    difference = np.fft.fft2(restored.numpy()) - np.fft.fft2(sharp.numpy())
+    expected = (np.abs(difference.real).mean((1, 2, 3)) + np.abs(difference.imag).mean((1, 2, 3))) / 2
+    np.testing.assert_allclose(frequency_distance(restored, sharp), expected, rtol=1e-10)
 
 
 def _descend(network, loss, rate):
@@ -106,7 +134,8 @@ def test_a_step_of_the_generator_raises_the_restored_score(objective):
     critic, blurred = _critic(norm="none"), _pictures(1)
     before = critic(generator(blurred)).mean().item()
     assert before < 1  # the target of least-squares
-    _descend(generator, generator_term(objective, critic(generator(blurred))).mean(), rate=1e-3)
+    sharp_scores = critic(_pictures(2)).detach()
+    _descend(generator, generator_term(objective, sharp_scores, critic(generator(blurred))).mean(), rate=1e-3)
     assert critic(generator(blurred)).mean().item() > before
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from deblur.models.build import build_critic, build_generator
 from deblur.models.vgg import load_features
 from deblur.training import distributed as networks
 from deblur.training.distributed import distributed
+from deblur.training.schedule import UpdateSettings, settings_at
 from deblur.training.update import TERMS, Autocast, StepContext, Updater, critic_step, generator_step
 from tests.ranks import run_ranks
 
@@ -42,9 +44,10 @@ def context_of(recipe: Recipe, num_ranks: int = 1) -> StepContext:
 
 def updater_of(recipe: Recipe, rank: Rank, dtype: torch.dtype) -> Updater:
     torch.manual_seed(5)
-    made = [build(recipe).to(dtype) for build in (build_generator, build_critic)]
-    features = load_features(recipe.loss.features, "random", None).to(dtype)
-    generator, critic = (distributed(network, rank) for network in made)
+    generator = distributed(build_generator(recipe).to(dtype), rank)
+    critic = distributed(build_critic(recipe).to(dtype), rank) if recipe.loss.adversarial_weight else None
+    loss = recipe.loss
+    features = load_features(loss.features, "random", None).to(dtype) if loss.content_weight else None
     return Updater(generator, critic, features, recipe.adam, context_of(recipe, rank.num_ranks))
 
 
@@ -228,11 +231,59 @@ def test_the_generators_gradient_is_that_of_the_written_formula() -> None:
 def test_an_update_moves_both_networks_and_only_by_their_own_steps() -> None:
     recipe = small()
     updater = updater_of(recipe, Rank(), torch.float32)
-    updater.set_lrs(0.0, 1e-3)
+    updater.set(UpdateSettings(0.0, 1e-3))
     before = {n: [p.detach().clone() for p in getattr(updater, n).parameters()] for n in ("generator", "critic")}
     updater.update(*batch_of(recipe, 0, torch.float32))
     assert all(torch.equal(a, b) for a, b in zip(before["generator"], updater.generator.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(before["critic"], updater.critic.parameters(), strict=True))
+
+
+def test_without_adversarial_weight_there_is_no_critic_and_the_generator_learns_as_adamw_would() -> None:
+    """Against torch's plain AdamW, clip_grad_norm_ and a moving average by hand; weight 0 leaves VGG out, too."""
+    recipe = small(adversarial_weight=0.0, content_weight=0.0, pixel_weight=1.0, frequency_weight=0.1)
+    recipe = replace(recipe, adam=AdamRecipe(weight_decay=0.1, gradient_clip=0.05, ema_halflife_images=8))
+    torch.manual_seed(5)
+    generator = build_generator(recipe).double()
+    average = [p.detach().clone() for p in generator.parameters()]
+    adamw = torch.optim.AdamW(generator.parameters(), 1e-4, (0.5, 0.999), weight_decay=0.1)
+    updater = updater_of(recipe, Rank(), torch.float64)
+    assert updater.critic is updater.features is None
+    for update in range(3):
+        settings = settings_at(recipe, 400 * update, 2000)
+        blurred, sharp, mixes = batch_of(recipe, update, torch.float64)
+        updater.set(settings)
+        updater.update(blurred, sharp, mixes)
+        adamw.param_groups[0]["lr"] = settings.generator_lr
+        adamw.zero_grad()
+        error = generator(blurred) - sharp
+        (error.abs().mean() + 0.1 * torch.view_as_real(torch.fft.fft2(error)).abs().mean()).backward()
+        assert nn.utils.clip_grad_norm_(generator.parameters(), 0.05) > 0.05, "or clipping is not tested"
+        adamw.step()
+        decay = [0.0, 0.5**0.5, 0.5**0.5][update]  # batches of 4, a half-life of 8
+        average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, generator.parameters(), strict=True)]
+    for found, expected in (
+        (updater.generator.parameters(), generator.parameters()),
+        (updater.result.parameters(), average),
+    ):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_until_it_joins_the_critic_neither_runs_nor_changes_the_generator() -> None:
+    plain = small(adversarial_weight=0.0, content_weight=0.0, pixel_weight=1.0)
+    later = small(adversarial_from=12, pixel_weight=1.0)
+    alone, joined = (updater_of(recipe, Rank(), torch.float32) for recipe in (plain, later))
+    before = [p.detach().clone() for p in joined.critic.parameters()]
+    for update in range(4):
+        joined.set(settings_at(later, 4 * update, 40))
+        alone.set(settings_at(plain, 4 * update, 40))
+        with mock.patch.object(joined.critic, "forward", wraps=joined.critic.forward) as forward:
+            terms = joined.update(*batch_of(later, update, torch.float32))
+        alone.update(*batch_of(plain, update, torch.float32))
+        same = all(map(torch.equal, joined.generator.parameters(), alone.generator.parameters()))
+        untouched = all(map(torch.equal, joined.critic.parameters(), before))
+        assert (same, untouched, not forward.called) == ((update < 3,) * 3)
+        assert (terms[TERMS.index("penalty")] == 0) == (update < 3)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told() -> None:

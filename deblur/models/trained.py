@@ -1,5 +1,6 @@
-"""Loads trained generators from runs and files."""
+"""Loads trained generators: the one inside the package, those of runs, and those of files."""
 
+import importlib.resources
 import json
 
 import safetensors
@@ -8,11 +9,15 @@ import torch
 from torch import nn
 
 from cluster.errors import InputError
-from cluster.storage import open_store, read_url
+from cluster.storage import absolute, open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
+from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
-from deblur.models.weights import refuse_other_tensors
+from deblur.models.weights import encode_generator, refuse_other_tensors
+
+EMBEDDED = "embedded"  # the default of --model
+_EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,10 +37,12 @@ def load_model(url: str, device: torch.device) -> nn.Module:
 
 
 def read_model(url: str) -> bytes:
-    """The generator.safetensors of a run's newest valid checkpoint, or of a file or s3:// URL.
+    """The generator.safetensors of the package (EMBEDDED), of a run's newest valid checkpoint, or of a file or URL.
 
     Raises InputError naming the URL.
     """
+    if url == EMBEDDED:
+        return importlib.resources.files(__package__).joinpath(_EMBEDDED_FILE).read_bytes()
     if url.endswith(".safetensors"):
         return read_url(url)
     found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
@@ -44,13 +51,18 @@ def read_model(url: str) -> bytes:
     return found
 
 
+def absolute_model(url: str) -> str:
+    """The address of a model for processes in other folders."""
+    return url if url == EMBEDDED else absolute(url)
+
+
 def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     """The generator of a safetensors file's bytes, in eval mode. Nothing in the file is executed.
 
     The recipe is in the file's metadata. Raises InputError naming `url`, where the bytes are from, and the first tensor
     that does not match the recipe.
     """
-    generator = build_generator(recipes.from_json(_recipe_text(data, url), url))
+    generator = build_generator(read_recipe(data, url))
     try:
         weights = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -60,11 +72,26 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     return generator.to(device).eval()
 
 
-def _recipe_text(data: bytes, place: str) -> str:
-    """The recipe in a safetensors file's metadata. The format: header size in 8 bytes, JSON header, tensors."""
+def read_recipe(data: bytes, url: str) -> Recipe:
+    """The recipe in a generator.safetensors' metadata; raises InputError naming `url`.
+
+    The format: header size in 8 bytes, JSON header, tensors.
+    """
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        recipe: str = header["__metadata__"]["recipe"]
-        return recipe
+        text: str = header["__metadata__"]["recipe"]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{place}: not a generator with its recipe; use the generator.safetensors of a run") from error
+        raise InputError(f"{url}: not a generator with its recipe; use the generator.safetensors of a run") from error
+    return recipes.from_json(text, url)
+
+
+def export(model: str, out: str) -> str:
+    """Writes the generator of `model` to `out` in bfloat16; returns a line that says so. Raises InputError."""
+    data = read_model(model)
+    weights = build_model(data, model, torch.device("cpu")).bfloat16().state_dict()
+    folder, _, name = absolute(out).rpartition("/")
+    if not name.endswith(".safetensors"):
+        raise InputError(f"--out {out}: the name must end in .safetensors")
+    exported = encode_generator(weights, read_recipe(data, model))
+    open_store(folder).put(name, exported)
+    return f"{absolute(out)}: {len(exported) / 1e6:.1f} MB"

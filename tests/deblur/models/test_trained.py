@@ -1,0 +1,65 @@
+"""Trained generators as files: export, and refusal of what is not one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.errors import InputError
+from deblur.config.recipes import GeneratorRecipe, Recipe, to_json
+from deblur.models.build import build_generator
+from deblur.models.trained import EMBEDDED, export, load_model, read_model
+from deblur.models.weights import encode_generator
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    generator=GeneratorRecipe(architecture="fast-unet", filters=16, encoder_blocks=(1,), decoder_blocks=(1,))
+)
+
+
+def file_of(folder: Path, recipe: Recipe = RECIPE) -> Path:
+    path = folder / "generator.safetensors"
+    path.write_bytes(encode_generator(build_generator(RECIPE).state_dict(), recipe))
+    return path
+
+
+def test_an_exported_generator_is_half_as_large_and_the_same_up_to_bfloat16(tmp_path: Path) -> None:
+    source, out = file_of(tmp_path), tmp_path / "small.safetensors"
+    export(str(source), str(out))
+    assert out.stat().st_size < 0.6 * source.stat().st_size
+    whole, rounded = (load_model(str(path), CPU).state_dict() for path in (source, out))
+    for name, tensor in whole.items():
+        assert torch.equal(rounded[name], tensor.bfloat16().float())
+
+
+def test_the_model_inside_the_package_fits_into_eight_megabytes() -> None:
+    assert len(read_model(EMBEDDED)) <= 8_000_000
+    assert sum(p.numel() for p in load_model(EMBEDDED, CPU).parameters()) > 1_000_000
+
+
+def future() -> bytes:
+    recipe = json.loads(to_json(RECIPE)) | {"invented_later": 1}
+    return safetensors.torch.save({"x": torch.zeros(1)}, {"recipe": json.dumps(recipe)})
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (future(), "invented_later"),
+        (encode_generator({"first.weight": torch.zeros(3)}, RECIPE), "first.weight"),
+        (encode_generator(build_generator(RECIPE).state_dict(), RECIPE)[:-100], "damaged"),
+        (safetensors.torch.save({"x": torch.zeros(1)}), "not a generator"),
+        (b"\x80\x04cposix\nsystem\n", "not a generator"),
+        (b"", "not a generator"),
+    ],
+    ids=["of a future version", "another network", "truncated", "without a recipe", "a pickle", "empty"],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=named) as refused:
+        load_model(str(path), CPU)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
