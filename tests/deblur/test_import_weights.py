@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cluster.errors import InputError
-from deblur.inference.generator import load_model
 from deblur.inference.tiles import restore_picture
 from deblur.models.maxim import Maxim
 from deblur.models.published import import_weights
+from deblur.models.trained import load_model
 from tests.deblur.models.maxim_packages import flax_shapes, write_package
 
 

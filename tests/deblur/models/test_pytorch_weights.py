@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from deblur.inference.generator import load_model
 from deblur.models.generator import ResNetGenerator
 from deblur.models.nafnet import NAFNet
 from deblur.models.published import Network, import_weights
+from deblur.models.trained import load_model
 from tests.deblur.models import nafnet_reference
 
 State = dict[str, Tensor]
