@@ -33,16 +33,17 @@ Range = tuple[float, float]
 SIDE = 1280  # lengths are given for pictures whose longer side has this many pixels
 SHORTEST = 3.0  # pixels, of a shake path in a picture of any size: a shorter one is no visible blur
 _ROWS = 48  # of the output at a time: grids and frames stay in the cache, and a large photograph takes little memory
-_SPACING = 3.0  # pixels between frames, at most where the number of frames permits: otherwise edges repeat visibly
+_SPACING = 2.5  # pixels of motion within a frame, up to which it is sampled once: beyond, edges would repeat visibly
 _EDGE = 40.0  # steepness of a mask: it is opaque about a hundredth of the picture's width from its edge
 _TRANSPARENT = 0.002  # opacity below half a level of 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraBlurSettings:
-    """Ranges and shares of the random parameters; 0 switches a share off. All ranges are drawn from uniformly.
+    """Ranges and shares of the random parameters; 0 switches a share off.
 
-    Lengths are pixels along the path in a picture whose longer side is 1280; they scale with that side.
+    Lengths are pixels along the path in a picture whose longer side is 1280; they scale with that side. Ranges are
+    drawn from uniformly, lengths with short ones more often.
     """
 
     unblurred_share: float = 0.07
@@ -54,7 +55,7 @@ class CameraBlurSettings:
     dwell: Range = (0.0, 1.0)
     """Standard deviation of the logarithm of the time that a shake spends at each place of its path."""
     frames: tuple[int, int] = (7, 15)
-    """Number of frames; odd. Long paths get more, to keep frames at most about 3 pixels apart."""
+    """Number of frames; odd. Of a fast path each is the mean of three moments: a frame is exposed for some time too."""
     frames_length: Range = (0.0, 40.0)
     """Length of the camera's path at the picture's centre, pixels."""
     roll_degrees: Range = (0.0, 1.0)
@@ -132,10 +133,15 @@ def _scale(height: int, width: int) -> float:
     return max(height, width) / SIDE
 
 
+def _length(draw: np.random.Generator, within: Range) -> float:
+    """More often short than long, as in GOPRO."""
+    return within[0] + (within[1] - within[0]) * draw.random() ** 1.5
+
+
 def shake_path(draw: np.random.Generator, settings: CameraBlurSettings, scale: float) -> np.ndarray:
     """complex128 [steps]: camera positions in pixels at equal times, with the dwell times of a hand."""
     lower, upper = (max(SHORTEST, scale * length) for length in settings.shake_length)
-    length = draw.uniform(lower, upper)
+    length = _length(draw, (lower, upper))
     # The trajectory's forces are relative to pixels: a longer one would be a coil. So it is scaled up.
     path = trajectory(draw, BlurSettings(shortest=SHORTEST, longest=SHORTEST)) * (length / SHORTEST)
     steps = len(path)
@@ -179,13 +185,10 @@ def rotations(path: np.ndarray, roll: np.ndarray, focal: float) -> np.ndarray:
 def moving_layers(draw: np.random.Generator, settings: CameraBlurSettings, height: int, width: int) -> list[Layer]:
     """The background, perhaps a near layer, and perhaps objects; the middle frame of each is the sharp picture."""
     scale = _scale(height, width)
-    length = scale * draw.uniform(*settings.frames_length)
+    length = scale * _length(draw, settings.frames_length)
     has_depth, has_objects = draw.random(2) < (settings.depth_share, settings.object_share)
-    lengths = scale * draw.uniform(*settings.object_length, draw.integers(1, 3) if has_objects else 0)
-    few, many = settings.frames
-    wanted = max([length, *lengths]) / _SPACING + 1
-    count = min(many, max(int(draw.integers(few, many + 1)), math.ceil(wanted)))
-    count = (count - 1) // 2 * 2 + 1  # odd
+    lengths = [scale * _length(draw, settings.object_length) for _ in range(draw.integers(1, 3) if has_objects else 0)]
+    count = 3 * ((int(draw.integers(*settings.frames, endpoint=True)) - 1) // 2 * 2 + 1)
     path = smooth_path(draw, count, length)
     roll = smooth_path(draw, count, 1.0).real
     roll *= np.radians(draw.uniform(*settings.roll_degrees)) / np.ptp(roll)
@@ -197,7 +200,27 @@ def moving_layers(draw: np.random.Generator, settings: CameraBlurSettings, heigh
     for length in lengths:
         own = translations(smooth_path(draw, count, length))
         layers.append(Layer(homographies=own, mask=soft_mask(draw, height, width, blob=True)))
-    return layers
+    if 3 * _largest_step(layers, height, width) > _SPACING:
+        return layers
+    return [replace(layer, homographies=layer.homographies[1::3]) for layer in layers]  # the same middle
+
+
+def _corners(layers: Sequence[Layer], height: int, width: int) -> np.ndarray:
+    """float64 [layers, frames, 2, 4]: where each layer shows the picture's corners from, relative to the centre."""
+    x, y = (width - 1) / 2, (height - 1) / 2
+    moved = np.stack([layer.homographies for layer in layers]) @ [[-x, x, -x, x], [-y, -y, y, y], [1, 1, 1, 1]]
+    return np.asarray(moved[..., :2, :] / moved[..., 2:, :])
+
+
+def _largest_step(layers: Sequence[Layer], height: int, width: int) -> float:
+    """Pixels between one frame and the next, at most."""
+    return float(np.linalg.norm(np.diff(_corners(layers, height, width), axis=1), axis=2).max())
+
+
+def reach(layers: Sequence[Layer], height: int, width: int) -> int:
+    """Pixels that the layers' motion looks beyond the border at most, rounded up."""
+    still = _corners([Layer(homographies=np.eye(3)[None])], height, width)
+    return math.ceil(abs(_corners(layers, height, width) - still).max())
 
 
 def soft_mask(draw: np.random.Generator, height: int, width: int, blob: bool = False) -> Tensor:
@@ -220,14 +243,6 @@ def convolved(picture: Tensor, weights: np.ndarray) -> Tensor:
     padded, weights = _mirrored(picture, len(weights) // 2), weights.astype(np.float32)
     planes = [scipy.signal.oaconvolve(plane, weights, "valid") for plane in padded.numpy()]
     return torch.from_numpy(np.stack(planes))
-
-
-def reach(layers: Sequence[Layer], height: int, width: int) -> int:
-    """Pixels that the layers' motion looks beyond the border at most, rounded up."""
-    x, y = (width - 1) / 2, (height - 1) / 2
-    corners = np.array([[-x, x, -x, x], [-y, -y, y, y], [1, 1, 1, 1]])
-    moved = np.concatenate([layer.homographies for layer in layers]) @ corners
-    return math.ceil(abs(moved[:, :2] / moved[:, 2:] - corners[:2]).max())
 
 
 def averaged(picture: Tensor, layers: Sequence[Layer]) -> Tensor:
