@@ -1,211 +1,350 @@
-"""Synthetic blur as cameras make it: shake, moving cameras and objects, saturated highlights, noise, JPEG.
+"""Motion blur as cameras make it, for training on sharp photographs: `python -m deblur.pack --blur-model camera`.
 
-Two kinds of motion. "Shake" convolves the picture with one long, uneven camera trajectory (data/blur.py). "Frames"
-averages frames along a path of the camera, as GOPRO's pictures are made (arXiv:1612.02177, section 3): every frame is
-shifted and rolled, and a layer in front of the background may move on a path of its own. Frames are averaged in linear
-light or as they are stored, GOPRO's two variants.
+Two kinds, after how real pairs are made:
+
+- shake: one kernel for the whole picture, from a camera path as in `blur.py` but longer, with pauses and changes of
+  speed, as measured camera shake has them (Köhler et al. 2012, doi:10.1007/978-3-642-33786-4_3);
+- frames: the mean of 7 to 15 frames along a smooth path of the camera's rotation, as in GOPRO (Nah et al. 2017,
+  arXiv:1612.02177), perhaps with a near layer that moves more and objects with paths of their own. The target is the
+  middle frame.
+
+Highlights are brighter than white while the picture is blurred and clipped afterwards, so that they leave saturated
+trails. Noise and JPEG follow. Each picture gets the draws of its own seed: the result depends on nothing else.
 """
 
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import PIL.Image
 import scipy.ndimage
 import scipy.signal
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
 
+from deblur.data import pictures
 from deblur.data.blur import GAMMA, BlurSettings, kernel, trajectory
 
-WIDTH = 1280  # lengths in pixels are for pictures of this width
-SMALLEST_SCALE = 0.6  # small pictures are usually parts of large ones, with blur as long as theirs
+Range = tuple[float, float]
+SIDE = 1280  # lengths are given for pictures whose longer side has this many pixels
+SHORTEST = 3.0  # pixels, of a shake path in a picture of any size: a shorter one is no visible blur
+_ROWS = 48  # of the output at a time: grids and frames stay in the cache, and a large photograph takes little memory
+_SPACING = 2.5  # pixels of motion within a frame, up to which it is sampled once: beyond, edges would repeat visibly
+_EDGE = 40.0  # steepness of a mask: it is opaque about a hundredth of the picture's width from its edge
+_TRANSPARENT = 0.002  # opacity below half a level of 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraBlurSettings:
-    """Shares are probabilities per picture; lengths are in pixels of a picture 1280 wide.
+    """Ranges and shares of the random parameters; 0 switches a share off.
 
-    They scale with the picture's width, but not below 0.6 of their value.
+    Lengths are pixels along the path in a picture whose longer side is 1280; they scale with that side. Ranges are
+    drawn from uniformly, lengths with short ones more often.
     """
 
-    shake_share: float = 0.35
-    """Pictures with a shake; the others have frames."""
-    sharp_share: float = 0.07
-    """Pictures that are not blurred at all."""
-    longest_shake: float = 60.0
-    """Maximum length of a shake's path; the minimum is 3 pixels."""
-    longest_motion: float = 40.0
-    """Maximum length of the camera's path in frames."""
-    roll_degrees: float = 1.0
-    """Maximum roll of the camera in frames."""
-    layer_share: float = 0.5
-    """Pictures with frames in which a layer moves against the background."""
+    unblurred_share: float = 0.07
+    """Share of pairs without motion blur."""
+    shake_share: float = 0.5
+    """Share of shake among blurred pairs; the others are frames."""
+    shake_length: Range = (3.0, 60.0)
+    """Length of a shake path, pixels; never below 3 in a smaller picture."""
+    dwell: Range = (0.0, 1.0)
+    """Standard deviation of the logarithm of the time that a shake spends at each place of its path."""
+    frames: tuple[int, int] = (7, 15)
+    """Number of frames; odd. Of a fast path each is the mean of three moments: a frame is exposed for some time too."""
+    frames_length: Range = (0.0, 40.0)
+    """Length of the camera's path at the picture's centre, pixels."""
+    roll_degrees: Range = (0.0, 1.0)
+    """Rotation about the optical axis from the first to the last frame, degrees."""
+    focal: Range = (0.7, 1.5)
+    """Focal length in longer sides: the smaller, the more the blur differs between centre and border."""
+    depth_share: float = 0.3
+    """Share of near layers among frames."""
+    parallax: Range = (0.3, 1.0)
+    """Additional motion of the near layer, as a fraction of the camera's path."""
+    object_share: float = 0.3
+    """Share of moving objects among frames: one or two, each with a path of its own."""
+    object_length: Range = (0.0, 40.0)
+    """Length of an object's path, pixels."""
     linear_share: float = 0.5
-    """Pictures averaged in linear light; the others as stored."""
+    """Share averaged in linear light; the others are averaged as stored."""
+    srgb_share: float = 0.5
+    """Share with sRGB's response curve; the others have gamma 2.2."""
     highlight_share: float = 0.5
-    """Pictures averaged in linear light whose highlights are brighter than white, and clip after the blur."""
-    brightest: float = 4.0
-    """Maximum brightness of highlights; white is 1."""
-    noise: float = 0.01
-    """Maximum standard deviation of the shot noise of white and of the read noise; white is 1."""
+    """Share with highlights brighter than white."""
+    highlight_factor: Range = (1.0, 4.0)
+    """Brightness of white in linear light, relative to the value at which it is clipped."""
+    highlight_threshold: float = 0.7
+    """Linear light above which values are boosted, smoothly, in [0, 1)."""
     noise_share: float = 0.5
-    """Pictures with noise."""
+    """Share with noise."""
+    read_noise: Range = (0.0, 0.01)
+    """Standard deviation of the noise that is the same everywhere, relative to white, in stored values."""
+    shot_noise: Range = (0.0, 0.01)
+    """Standard deviation at white of the noise whose variance is proportional to the stored value."""
     jpeg_share: float = 0.33
-    """Pictures compressed as JPEG, with a quality of 60 to 98."""
+    """Share compressed as JPEG."""
+    jpeg_quality: tuple[int, int] = (60, 98)
+    """Pillow's quality, both ends included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What moves as one in a series of frames."""
+
+    homographies: np.ndarray
+    """float64 [frames, 3, 3]: pixel (x, y, 1) of a frame to the sharp picture's, both relative to its centre."""
+    mask: Tensor | None = None
+    """float32 [H, W]: opacity over the layers before it, in [0, 1]; None for the background."""
 
 
 def camera_blurred(
     sharp: np.ndarray, seed: int | Sequence[int], settings: CameraBlurSettings | None = None
 ) -> np.ndarray:
-    """uint8 [H, W, 3] as a camera might have taken it, deterministic in the seed.
+    """uint8 [H, W, 3] as a camera might have taken the sharp picture; deterministic in the seed.
 
-    It is aligned with the sharp picture: a shake's kernel is centred, and the middle one of the frames is sharp.
+    Aligned with it: a shake's kernel is centred, and the middle one of the frames is the sharp picture. What moves in
+    from beyond the border is the mirrored picture.
     """
-    settings, draw = settings or CameraBlurSettings(), np.random.default_rng(seed)
-    stored = (sharp / np.float32(255)).astype(np.float32)
-    if draw.random() < settings.sharp_share:
-        blurred = stored
-    else:
-        decode, encode = _response(draw, settings)
-        light = _highlights(decode(stored), draw, settings) if decode is not _identity else stored
-        motion = _shaken if draw.random() < settings.shake_share else _moved
-        blurred = encode(motion(light, draw, settings).clip(0, 1))
-    if draw.random() < settings.noise_share:
-        blurred = _noisy(blurred, draw, settings)
-    pixels = np.rint(255 * blurred.clip(0, 1)).astype(np.uint8)
-    return _compressed(pixels, int(draw.integers(60, 99))) if draw.random() < settings.jpeg_share else pixels
+    settings = settings or CameraBlurSettings()
+    # A stream per purpose: switching one off does not change the others.
+    kind, motion, light, sensor = np.random.default_rng(seed).spawn(4)
+    unblurred, shaken = kind.random(2) < (settings.unblurred_share, settings.shake_share)
+    stored = torch.from_numpy(np.ascontiguousarray(sharp.transpose(2, 0, 1))).float() / 255
+    if not unblurred:
+        move: Callable[[Tensor], Tensor]
+        if shaken:
+            move = partial(convolved, weights=kernel(shake_path(motion, settings, _scale(*sharp.shape[:2]))))
+        else:
+            move = partial(averaged, layers=moving_layers(motion, settings, *sharp.shape[:2]))
+        stored = exposed(stored, move, light, settings)
+    return developed(stored, sensor, settings)
 
 
-# ---- motion, on float32 [H, W, 3] in linear light or as stored
+# ---- motion
 
 
-def _shaken(light: np.ndarray, draw: np.random.Generator, settings: CameraBlurSettings) -> np.ndarray:
-    """Convolved with one kernel; the border is mirrored."""
-    path = trajectory(draw, BlurSettings(shortest=3.0, longest=settings.longest_shake * _scale(light)))
-    weights = kernel(path[_uneven_time(draw, len(path))]).astype(np.float32)
-    radius = len(weights) // 2
-    padded = np.pad(light, ((radius, radius), (radius, radius), (0, 0)), mode="symmetric")
-    return np.asarray(scipy.signal.oaconvolve(padded, weights[..., None], mode="valid", axes=(0, 1)))
+def _scale(height: int, width: int) -> float:
+    """Pixels per pixel of the settings."""
+    return max(height, width) / SIDE
 
 
-def _scale(light: np.ndarray) -> float:
-    return max(SMALLEST_SCALE, light.shape[1] / WIDTH)
+def _length(draw: np.random.Generator, within: Range) -> float:
+    """More often short than long, as in GOPRO."""
+    return within[0] + (within[1] - within[0]) * draw.random() ** 1.5
 
 
-def _uneven_time(draw: np.random.Generator, steps: int) -> np.ndarray:
-    """int [steps]: indices into a path that is followed at a smoothly varying speed: cameras rest at turns."""
-    speed = np.exp(scipy.ndimage.gaussian_filter1d(draw.standard_normal(steps), steps / 20, mode="wrap") * 8)
-    progress = np.cumsum(speed) - speed[0]
-    return np.searchsorted(progress / progress[-1], np.linspace(0, 1, steps)).clip(0, steps - 1)
+def shake_path(draw: np.random.Generator, settings: CameraBlurSettings, scale: float) -> np.ndarray:
+    """complex128 [steps]: camera positions in pixels at equal times, with the dwell times of a hand."""
+    lower, upper = (max(SHORTEST, scale * length) for length in settings.shake_length)
+    length = _length(draw, (lower, upper))
+    # The trajectory's forces are relative to pixels: a longer one would be a coil. So it is scaled up.
+    path = trajectory(draw, BlurSettings(shortest=SHORTEST, longest=SHORTEST)) * (length / SHORTEST)
+    steps = len(path)
+    slow = scipy.ndimage.gaussian_filter1d(draw.standard_normal(steps), steps / 20, mode="wrap")
+    dwell = np.exp(draw.uniform(*settings.dwell) * slow / slow.std())
+    elapsed = np.concatenate([[0], np.cumsum((dwell[1:] + dwell[:-1]) / 2)])
+    return np.asarray(np.interp(np.linspace(0, elapsed[-1], steps), elapsed, path))
 
 
-def _moved(light: np.ndarray, draw: np.random.Generator, settings: CameraBlurSettings) -> np.ndarray:
-    """The average of frames along the camera's path; the border is mirrored."""
-    longest = settings.longest_motion * _scale(light)
-    paths = [_Path.draw(draw, longest, settings.roll_degrees)]
-    picture = torch.from_numpy(light).permute(2, 0, 1)[None]
-    layers = picture
-    if draw.random() < settings.layer_share:
-        mask = torch.from_numpy(_mask(draw, *light.shape[:2]))[None, None]
-        layers = torch.cat([picture * mask, mask], dim=1)  # premultiplied, so that edges blend
-        paths.append(_Path.draw(draw, longest, settings.roll_degrees))
-    # At most 1.5 pixels from one frame to the next: no steps are visible. An odd number has a middle one.
-    count = 2 * (max(7, math.ceil(max(path.length for path in paths) / 1.5)) // 2) + 1
-    total = torch.zeros_like(picture)
-    for time in np.linspace(-0.5, 0.5, count):
-        frame = paths[0].frame(picture, time)
-        if len(paths) > 1:
-            moved = paths[1].frame(layers, time)
-            frame = frame * (1 - moved[:, 3:]) + moved[:, :3]
-        total += frame
-    return (total / count)[0].permute(1, 2, 0).numpy()
+def smooth_path(draw: np.random.Generator, count: int, length: float) -> np.ndarray:
+    """complex128 [count], count odd: positions at equal times along a cubic of this length, through 0 in the middle."""
+    time = np.linspace(-1, 1, count)
+    speed, bend, twist = (draw.standard_normal((3, 2)) * [[1], [0.5], [0.25]]) @ [1, 1j]
+    path = speed * time + bend * time**2 + twist * time**3
+    return np.asarray(path * (length / abs(np.diff(path)).sum()))
 
 
-@dataclass(frozen=True)
-class _Path:
-    """Shift and roll over the exposure, times -0.5 to 0.5; both are 0 in the middle."""
-
-    length: float
-    direction: float
-    bend: float
-    roll: float
-
-    @classmethod
-    def draw(cls, draw: np.random.Generator, longest: float, roll_degrees: float) -> "_Path":
-        """Lengths are more often short than long, as in GOPRO."""
-        roll = math.radians(roll_degrees) * draw.uniform(-1, 1) * draw.random()
-        return cls(longest * draw.random() ** 1.5, draw.uniform(0, 2 * math.pi), draw.uniform(-1, 1), roll)
-
-    def frame(self, picture: Tensor, time: float) -> Tensor:
-        """[1, C, H, W] as it looks at a time."""
-        height, width = picture.shape[-2:]
-        along, across = self.length * time, self.length * self.bend * time * abs(time)
-        cos, sin = math.cos(self.direction), math.sin(self.direction)
-        dx, dy = along * cos - across * sin, along * sin + across * cos
-        c, s = math.cos(self.roll * time), math.sin(self.roll * time)
-        # Rows are x and y of the sampled place, in units of half the width and the height.
-        matrix = torch.tensor([[c, -s * height / width, 2 * dx / width], [s * width / height, c, 2 * dy / height]])
-        grid = F.affine_grid(matrix[None].to(picture.dtype), list(picture.shape), align_corners=False)
-        return F.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
+def translations(path: np.ndarray) -> np.ndarray:
+    """float64 [n, 3, 3]: homographies that shift by a path, complex [n]."""
+    matrices = np.tile(np.eye(3), (len(path), 1, 1))
+    matrices[:, 0, 2], matrices[:, 1, 2] = path.real, path.imag
+    return matrices
 
 
-def _mask(draw: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """float32 [H, W] in [0, 1]: a random blob with a soft edge, a tenth to a half of the picture."""
-    coarse = draw.standard_normal((12, 12))
-    field = scipy.ndimage.zoom(scipy.ndimage.gaussian_filter(coarse, 1.5), (height / 12, width / 12), order=1)
-    field = field[:height, :width]
-    edge = np.quantile(field, draw.uniform(0.5, 0.9))
-    return np.asarray(((field - edge) / (0.02 * field.std() + 1e-6) + 0.5).clip(0, 1), np.float32)
+def rotations(path: np.ndarray, roll: np.ndarray, focal: float) -> np.ndarray:
+    """float64 [n, 3, 3]: homographies of a camera that turns.
+
+    path: complex [n], shift of the picture's centre in pixels; roll: radians [n]; focal: pixels.
+    """
+    matrices = np.zeros((len(path), 3, 3))
+    lens = np.diag([focal, focal, 1])
+    for nth, (shift, angle) in enumerate(zip(path, roll, strict=True)):
+        yaw, pitch = math.atan2(shift.real, focal), math.atan2(shift.imag, focal)
+        about_y = [[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]]
+        about_x = [[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]]
+        about_z = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+        matrices[nth] = lens @ about_y @ about_x @ about_z @ np.linalg.inv(lens)
+    return matrices
 
 
-# ---- light
+def moving_layers(draw: np.random.Generator, settings: CameraBlurSettings, height: int, width: int) -> list[Layer]:
+    """The background, perhaps a near layer, and perhaps objects; the middle frame of each is the sharp picture."""
+    scale = _scale(height, width)
+    length = scale * _length(draw, settings.frames_length)
+    has_depth, has_objects = draw.random(2) < (settings.depth_share, settings.object_share)
+    lengths = [scale * _length(draw, settings.object_length) for _ in range(draw.integers(1, 3) if has_objects else 0)]
+    count = 3 * ((int(draw.integers(*settings.frames, endpoint=True)) - 1) // 2 * 2 + 1)
+    path = smooth_path(draw, count, length)
+    roll = smooth_path(draw, count, 1.0).real
+    roll *= np.radians(draw.uniform(*settings.roll_degrees)) / np.ptp(roll)
+    camera = rotations(path, roll, draw.uniform(*settings.focal) * max(height, width))
+    layers = [Layer(homographies=camera)]
+    if has_depth:
+        near = translations(path * draw.uniform(*settings.parallax)) @ camera
+        layers.append(Layer(homographies=near, mask=soft_mask(draw, height, width)))
+    for length in lengths:
+        own = translations(smooth_path(draw, count, length))
+        layers.append(Layer(homographies=own, mask=soft_mask(draw, height, width, blob=True)))
+    if 3 * _largest_step(layers, height, width) > _SPACING:
+        return layers
+    return [replace(layer, homographies=layer.homographies[1::3]) for layer in layers]  # the same middle
 
 
-def _response(
-    draw: np.random.Generator, settings: CameraBlurSettings
-) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-    """Stored values to what is averaged, and back: linear light by sRGB's curve or a gamma of 2.2, or as stored."""
-    if draw.random() >= settings.linear_share:
-        return _identity, _identity
-    if draw.random() < 0.5:
-        return lambda stored: stored**GAMMA, lambda light: light ** (1 / GAMMA)
-    return _srgb_to_linear, _linear_to_srgb
+def _corners(layers: Sequence[Layer], height: int, width: int) -> np.ndarray:
+    """float64 [layers, frames, 2, 4]: where each layer shows the picture's corners from, relative to the centre."""
+    x, y = (width - 1) / 2, (height - 1) / 2
+    moved = np.stack([layer.homographies for layer in layers]) @ [[-x, x, -x, x], [-y, -y, y, y], [1, 1, 1, 1]]
+    return np.asarray(moved[..., :2, :] / moved[..., 2:, :])
 
 
-def _identity(values: np.ndarray) -> np.ndarray:
-    return values
+def _largest_step(layers: Sequence[Layer], height: int, width: int) -> float:
+    """Pixels between one frame and the next, at most."""
+    return float(np.linalg.norm(np.diff(_corners(layers, height, width), axis=1), axis=2).max())
 
 
-def _srgb_to_linear(stored: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1."""
-    return np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4).astype(np.float32)
+def reach(layers: Sequence[Layer], height: int, width: int) -> int:
+    """Pixels that the layers' motion looks beyond the border at most, rounded up."""
+    still = _corners([Layer(homographies=np.eye(3)[None])], height, width)
+    return math.ceil(abs(_corners(layers, height, width) - still).max())
 
 
-def _linear_to_srgb(light: np.ndarray) -> np.ndarray:
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
+def soft_mask(draw: np.random.Generator, height: int, width: int, blob: bool = False) -> Tensor:
+    """float32 [H, W] in [0, 1]: random regions, or one blob that covers 1 to 15 % of the picture."""
+    noise = torch.from_numpy(draw.standard_normal((1, 1, 6, 8), dtype=np.float32))
+    field = interpolate(noise, (height, width), mode="bicubic", align_corners=True)[0, 0]
+    if blob:
+        x, y = draw.uniform(-0.8, 0.8, 2)
+        across, down = draw.uniform(0.15, 0.45, 2)
+        rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
+        field = 0.3 * field + 2 * (1 - ((columns - x) / across) ** 2 - ((rows - y) / down) ** 2)
+    return torch.sigmoid(_EDGE * field)
 
 
-def _highlights(light: np.ndarray, draw: np.random.Generator, settings: CameraBlurSettings) -> np.ndarray:
-    """What is nearly white was brighter before the sensor clipped it."""
-    if draw.random() >= settings.highlight_share:
-        return light
-    brightest = draw.uniform(1, settings.brightest)
-    nearly_white = ((light.min(axis=2, keepdims=True) - 0.85) / 0.15).clip(0, 1)
-    return np.asarray(light * (1 + (brightest - 1) * nearly_white))
+# ---- blur of [3, H, W], in linear light or as stored; the border is mirrored
 
 
-def _noisy(blurred: np.ndarray, draw: np.random.Generator, settings: CameraBlurSettings) -> np.ndarray:
-    """Shot noise, whose variance is proportional to the value, and read noise."""
-    shot, read = draw.uniform(0, settings.noise, 2)
-    deviation = np.sqrt(shot**2 * blurred + read**2, dtype=np.float32)
-    return np.asarray(blurred + deviation * draw.standard_normal(blurred.shape, np.float32))
+def convolved(picture: Tensor, weights: np.ndarray) -> Tensor:
+    """float32 [3, H, W] convolved with a kernel [k, k], k odd."""
+    padded, weights = _mirrored(picture, len(weights) // 2), weights.astype(np.float32)
+    planes = [scipy.signal.oaconvolve(plane, weights, "valid") for plane in padded.numpy()]
+    return torch.from_numpy(np.stack(planes))
 
 
-def _compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
+def averaged(picture: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """float32 [3, H, W]: the mean of all frames."""
+    height, width = picture.shape[1:]
+    frames, margin = len(layers[0].homographies), reach(layers, height, width) + 1
+    padded = _mirrored(picture, margin)
+    moving = [
+        replace(layer, mask=None if layer.mask is None else _mirrored(layer.mask[None], margin)) for layer in layers
+    ]
+    mean = torch.zeros_like(picture)
+    for top in range(0, height, _ROWS):
+        band = mean[:, top : top + _ROWS]
+        rows = range(top + margin, top + margin + band.shape[1])
+        seen = slice(rows.start - margin, rows.stop + margin)  # most bands show nothing of an object
+        visible = [layer for layer in moving if layer.mask is None or layer.mask[:, seen].max() > _TRANSPARENT]
+        for nth in range(frames):
+            band += _frame(padded, visible, nth, rows, margin)
+    return mean / frames
+
+
+def _mirrored(planes: Tensor, margin: int) -> Tensor:
+    """[C, H + 2 margin, W + 2 margin] of [C, H, W]."""
+    return torch.from_numpy(np.pad(planes.numpy(), ((0, 0), (margin, margin), (margin, margin)), mode="symmetric"))
+
+
+def _frame(picture: Tensor, layers: Sequence[Layer], nth: int, rows: range, margin: int) -> Tensor:
+    """[3, rows, W - 2 margin]: some rows of the nth frame."""
+    frame = torch.zeros(())
+    for layer in layers:
+        grid = _grid(layer.homographies[nth], picture.shape[1], picture.shape[2], rows, margin)
+        shown = _sampled(picture, grid)
+        frame = shown if layer.mask is None else torch.lerp(frame, shown, _sampled(layer.mask, grid))
+    return frame
+
+
+def _grid(homography: np.ndarray, height: int, width: int, rows: range, margin: int) -> Tensor:
+    """float32 [1, rows, W - 2 margin, 2]: where each pixel comes from, in [-1, 1] over the picture."""
+    half = np.diag([(width - 1) / 2, (height - 1) / 2, 1])
+    (a, b, c), (d, e, f), (g, h, i) = np.linalg.inv(half) @ homography @ half
+    y = torch.linspace(-1, 1, height)[rows.start : rows.stop, None]
+    x = torch.linspace(-1, 1, width)[margin : width - margin]
+    depth = g * x + (h * y + i)
+    return torch.stack([(a * x + (b * y + c)) / depth, (d * x + (e * y + f)) / depth], dim=-1)[None]
+
+
+def _sampled(picture: Tensor, grid: Tensor) -> Tensor:
+    """[C, h, w] of [C, H, W], bilinear."""
+    return grid_sample(picture[None], grid, padding_mode="border", align_corners=True)[0]
+
+
+# ---- light and sensor
+
+
+def to_linear(stored: Tensor, srgb: bool) -> Tensor:
+    """Linear light of stored values: sRGB's curve (IEC 61966-2-1) or gamma 2.2; white is 1."""
+    if not srgb:
+        return stored**GAMMA
+    return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+
+
+def to_stored(light: Tensor, srgb: bool) -> Tensor:
+    """The inverse of `to_linear`; negative values become 0."""
+    light = light.clamp(min=0)
+    if not srgb:
+        return light ** (1 / GAMMA)
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def boosted(light: Tensor, factor: float, threshold: float) -> Tensor:
+    """[3, H, W] of linear light with white brighter by a factor; unchanged where the mean is below the threshold."""
+    above = ((light.mean(dim=0) - threshold) / (1 - threshold)).clamp(0, 1)
+    return light * (1 + (factor - 1) * above**2 * (3 - 2 * above))
+
+
+def exposed(
+    stored: Tensor, move: Callable[[Tensor], Tensor], draw: np.random.Generator, settings: CameraBlurSettings
+) -> Tensor:
+    """Stored values [3, h, w] of a picture [3, H, W] that moves; not yet clipped."""
+    linear, srgb, bright = (
+        bool(drawn < share)
+        for drawn, share in zip(
+            draw.random(3), (settings.linear_share, settings.srgb_share, settings.highlight_share), strict=True
+        )
+    )
+    factor = draw.uniform(*settings.highlight_factor) if bright else 1.0
+    light = boosted(to_linear(stored, srgb), factor, settings.highlight_threshold)
+    return to_stored(move(light), srgb) if linear else move(to_stored(light, srgb))
+
+
+def developed(stored: Tensor, draw: np.random.Generator, settings: CameraBlurSettings) -> np.ndarray:
+    """uint8 [H, W, 3] of stored values [3, H, W]: clipped, with noise, compressed."""
+    noisy, compressed = draw.random(2) < (settings.noise_share, settings.jpeg_share)
+    read, shot = draw.uniform(*settings.read_noise), draw.uniform(*settings.shot_noise)
+    quality = int(draw.integers(*settings.jpeg_quality, endpoint=True))
+    stored = stored.clamp(0, 1)
+    if noisy:
+        noise = torch.from_numpy(draw.standard_normal(stored.shape, dtype=np.float32))
+        stored = (stored + noise * (read**2 + shot**2 * stored).sqrt()).clamp(0, 1)
+    pixels = np.ascontiguousarray((255 * stored).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    if not compressed:
+        return pixels
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return np.asarray(PIL.Image.open(file))
+    return pictures.decode(file.getvalue(), "JPEG")

@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,8 +19,9 @@ from tqdm import tqdm
 from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from deblur.data import pairs, pictures, sample_set
+from deblur.data.blur import BlurSettings
 from deblur.data.blur import blurred as motion_blurred
-from deblur.data.camera_blur import camera_blurred
+from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 from deblur.data.pairs import GoproBlur, Pair, Photograph
 from deblur.data.shards import INDEX, Index, PackedSample, Split, read_index, write_index, write_split
 
@@ -129,15 +130,18 @@ def _sources(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[str,
     cut = _cut_of(settings)
     made: dict[str, Any] = {"seed": settings.seed, "cut": cut and list(cut), "shard_mb": settings.shard_mb}
     if settings.source == SAMPLES:
-        if settings.blur or settings.cut:
-            raise InputError("samples: blur and cut of the sample photographs are fixed; remove --blur and --cut")
+        if settings.blur or settings.cut or _blurs_otherwise(settings):
+            raise InputError(
+                "samples: blur and cut of the sample photographs are fixed; remove --blur, --blur-model, "
+                "--blurs-per-photo and --cut"
+            )
         splits = {split: _sample_sources(split) for split in sample_set.PHOTOGRAPHS}
         made |= {"layout": SAMPLES}
     else:
         layout, splits = _read_layout(Path(settings.source), settings)
         made |= {"layout": layout, "blur": settings.blur, "validation_scenes": settings.validation_scenes}
-        if layout == "photographs" and (settings.blur_model, settings.blurs_per_photo) != ("paper", 1):
-            made |= {"blur_model": settings.blur_model, "blurs_per_photo": settings.blurs_per_photo}
+        if _blurs_otherwise(settings):
+            made |= _blur_of(settings)
         splits = _with_validation(splits, settings.validation_scenes, settings.seed)
     if not splits["train"]:
         raise InputError(f"{settings.source}: no training pairs found")
@@ -153,7 +157,7 @@ def _read_layout(root: Path, settings: PackSettings) -> tuple[str, dict[str, lis
         found = pairs.find_photographs(root)
         variants = range(settings.blurs_per_photo)
         return layout, {"train": [_photograph_source(p, settings, variant) for p in found for variant in variants]}
-    if (settings.blur_model, settings.blurs_per_photo) != ("paper", 1):
+    if _blurs_otherwise(settings):
         raise InputError(f"{root}: has blurred pictures; remove --blur-model and --blurs-per-photo")
     find: Callable[[Path, str], list[Pair]] = pairs.find_flat
     if layout == "gopro":
@@ -185,8 +189,24 @@ def _pair_source(pair: Pair) -> Source:
     return Source(key=pair.key, scene=pair.scene, read=lambda: (_read(pair.blurred), _read(pair.sharp)))
 
 
+def _blurs_otherwise(settings: PackSettings) -> bool:
+    """Whether photographs get another blur than the default, one of the paper's per photograph."""
+    return (settings.blur_model, settings.blurs_per_photo) != ("paper", 1)
+
+
+def _blur_of(settings: PackSettings) -> dict[str, Any]:
+    """How photographs are blurred, for the index. Not there for the default, whose digest must stay as it was."""
+    ranges = asdict(CameraBlurSettings() if settings.blur_model == "camera" else BlurSettings())
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in ranges.items()}
+    return {
+        "blur_model": settings.blur_model,
+        "blurs_per_photo": settings.blurs_per_photo,
+        "blur_settings": lists,
+    }
+
+
 def _photograph_source(photograph: Photograph, settings: PackSettings, variant: int) -> Source:
-    key = photograph.key if settings.blurs_per_photo == 1 else f"{photograph.key}-{variant:03d}"
+    key = photograph.key if settings.blurs_per_photo == 1 else f"{photograph.key}-{variant:02d}"
 
     def read() -> tuple[Picture, Picture]:
         sharp = _read(photograph.path)

@@ -1,11 +1,14 @@
 """Packing: layouts, splits, cuts, refusals, and interruptions."""
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.data import pictures
 from deblur.data.blur import blurred
+from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 from deblur.data.dataset import Dataset
 from deblur.data.loader import pairs_of
 from deblur.data.packing import PackSettings, pack, starts, summary
@@ -141,6 +145,64 @@ def test_photographs_are_blurred_by_their_own_seeds(tmp_path: Path) -> None:
     assert not np.array_equal(blur_of_b(tmp_path / "one"), np.array(PIL.Image.open(tmp_path / "in" / "sub" / "b.png")))
 
 
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        write(tmp_path / "photographs" / f"{name}.png", picture(hash_of(name), 60, 70))
+    return tmp_path / "photographs"
+
+
+def test_blurs_of_a_photograph_are_of_one_scene_and_differ(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    index = packed(photographs, out, blur_model="camera", blurs_per_photo=3)
+    assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 6, "validation": 3}
+    (held_out,) = {key.rsplit("-", 1)[0] for key in keys(index.splits["validation"])}
+    assert sorted(keys(index.splits["validation"])) == [f"{held_out}-{variant:02d}" for variant in range(3)]
+    assert not any(key.startswith(f"{held_out}-") for key in keys(index.splits["train"]))
+    dataset, split = Dataset(open_store(out), index), index.splits["validation"]
+    found = dict(zip(keys(split), pairs_of(dataset, split, range(3), 1), strict=True))
+    assert len({blurry.tobytes() for blurry, _ in found.values()}) == 3
+    for key, (blurry, sharp) in found.items():
+        assert np.array_equal(sharp, np.array(PIL.Image.open(photographs / f"{held_out}.png")))
+        seed = (0, zlib.crc32(held_out.encode()), int(key[-2:]))
+        assert np.array_equal(blurry, camera_blurred(sharp, seed))
+
+
+@pytest.mark.parametrize("blur_model", ["paper", "camera"])
+def test_several_blurs_give_the_same_bytes_each_time(photographs: Path, tmp_path: Path, blur_model: str) -> None:
+    for name in "ab":
+        packed(photographs, tmp_path / name, blur_model=blur_model, blurs_per_photo=2)
+    assert objects(tmp_path / "a") == objects(tmp_path / "b")
+
+
+def test_more_blurs_per_photograph_keep_the_first_ones(photographs: Path, tmp_path: Path) -> None:
+    found = []
+    for count in (1, 3):
+        out = tmp_path / str(count)
+        index = packed(photographs, out, blur_model="camera", blurs_per_photo=count, validation_scenes=0)
+        split = index.splits["train"]
+        pairs = pairs_of(Dataset(open_store(out), index), split, range(split.num_samples), 1)
+        found.append({key: blurry for key, (blurry, _) in zip(keys(split), pairs, strict=True)})
+    assert all(np.array_equal(found[0][name], found[1][f"{name}-00"]) for name in "abc")
+
+
+def test_the_index_names_the_blur_of_photographs(photographs: Path, tmp_path: Path) -> None:
+    packed(photographs, tmp_path / "out", blur_model="camera", blurs_per_photo=2)
+    made = read_index(open_store(tmp_path / "out")).made
+    assert (made["blur_model"], made["blurs_per_photo"]) == ("camera", 2)
+    assert made["blur_settings"] == json.loads(json.dumps(asdict(CameraBlurSettings())))
+
+
+def test_the_default_blur_leaves_the_index_as_it_was(photographs: Path, tmp_path: Path) -> None:
+    index = packed(photographs, tmp_path / "out")
+    made = {"seed": 0, "cut": None, "shard_mb": 128, "layout": "photographs", "blur": None, "validation_scenes": 1}
+    assert index.made == made
+    split = index.splits["train"]
+    pairs = pairs_of(Dataset(open_store(tmp_path / "out"), index), split, range(2), 1)
+    for key, (blurry, sharp) in zip(keys(split), pairs, strict=True):
+        assert np.array_equal(blurry, blurred(sharp, (0, zlib.crc32(key.encode()))))
+
+
 @given(length=st.integers(1, 300), cut=st.integers(1, 100), data=st.data())
 def test_squares_cover_the_picture_and_stay_inside(length: int, cut: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(1, cut))
@@ -235,6 +297,19 @@ def test_a_gopro_tree_without_blur_flag_is_refused(gopro: Path, tmp_path: Path) 
 def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.png", picture(0, 40, 50))
     refused("--blur blur: .*not a GOPRO tree", tmp_path / "in", tmp_path / "out", blur="blur")
+
+
+@pytest.mark.parametrize("more", [{"blur_model": "camera"}, {"blurs_per_photo": 2}], ids=["model", "count"])
+def test_blur_for_pictures_that_are_blurred_already_is_refused(
+    gopro: Path, tmp_path: Path, more: dict[str, object]
+) -> None:
+    refused("--blurs-per-photo", gopro, tmp_path / "out", blur="blur", **more)
+    refused("--blurs-per-photo", "samples", tmp_path / "out", **more)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_fewer_than_one_blur_per_photograph_is_refused(photographs: Path, tmp_path: Path, count: int) -> None:
+    refused(f"--blurs-per-photo is {count}", photographs, tmp_path / "out", blurs_per_photo=count)
 
 
 @pytest.mark.parametrize("inside", ["..", "train", "train/GOPR01_00_00"])
