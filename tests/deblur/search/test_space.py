@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cluster.errors import InputError
 from deblur.config import recipes
-from deblur.config.recipes import CriticRecipe, LossRecipe, by_flag, with_flags
+from deblur.config.recipes import CriticRecipe, LossRecipe, Objective, by_flag, with_flags
 from deblur.search.config import TuneSettings
 from deblur.search.space import PARAMETERS, contains, describe, read_points, space_of
 from deblur.search.study import Study
@@ -26,7 +27,7 @@ def test_the_default_space_of_the_paper() -> None:
         "critic_lr": "1e-05:0.001",
         "critic_updates": "1:8",
         "generator_lr": "1e-05:0.001",
-        "objective": "wasserstein,wgan-gp,least-squares,vanilla",
+        "objective": ",".join(get_args(Objective)),
         "penalty_weight": "1:100",
     }
 
