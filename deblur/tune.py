@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from cluster.errors import one_line_errors
 from deblur.config import cli
-from deblur.search.driver import TuneSettings, run_search
+from deblur.search.config import TuneSettings
+from deblur.search.driver import run_search
 
 
 def parse(arguments: Sequence[str]) -> tuple[TuneSettings, list[str]]:

@@ -381,6 +381,27 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def by_flag(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe by the names of their flags: {"generator.blocks": 9, "critic_lr": 1e-4}."""
+    return {_flag(path): value for path, value in flat(dataclasses.asdict(recipe)).items()}
+
+
+def with_flags(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values of fields, named by their flags. Raises InputError if they are invalid together."""
+    changed = dataclasses.asdict(recipe)
+    paths = {_flag(path): path for path in flat(changed)}
+    for name, value in values.items():
+        group, _, leaf = paths[name].rpartition(".")
+        (changed[group] if group else changed)[leaf] = value
+    built: Recipe = _build(Recipe, changed, f"recipe {recipe.name}")
+    return built
+
+
+def _flag(path: str) -> str:
+    """The flag of "loss.objective" is "objective"; only networks' flags are prefixed."""
+    return path if path.startswith(("generator.", "critic.")) else path.rpartition(".")[2]
+
+
 def _at_least(name: str, value: float, smallest: float) -> None:
     if not value >= smallest:
         raise InputError(f"{name} is {value}; it must be at least {smallest}")

@@ -77,9 +77,7 @@ def report_png(runs: Mapping[str, Metrics], strips: Mapping[str, Strip], title: 
         if len(shown) > 1:
             row.suptitle(plain(name))
         _draw_strip(row.subplots(2, len(strip), squeeze=False, height_ratios=_heights(strip)), strip)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    return png.getvalue()
+    return figure_png(figure)
 
 
 def panel_svg(panel: Panel, runs: Mapping[str, Metrics]) -> str:
@@ -93,6 +91,13 @@ def panel_svg(panel: Panel, runs: Mapping[str, Metrics]) -> str:
 def svg_settings(title: str) -> AbstractContextManager[None]:
     """Settings for reproducible SVG with selectable text."""
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title})
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as a PNG."""
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    return png.getvalue()
 
 
 def figure_svg(figure: Figure) -> str:

@@ -9,19 +9,19 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from cluster.errors import InputError, NotFound
 from cluster.storage import Retry, join, open_store
 from cluster.storage.lease import Holder, check_lease
-from deblur.config import recipes
-from deblur.config.recipes import Recipe, flat
-from deblur.search.space import Value, applied
+from deblur.config.recipes import Recipe, flat, with_flags
+from deblur.search.config import Metric, TuneSettings
+from deblur.search.space import Space, Values, describe
+from deblur.training.run import Origin
 
 VERSION = 2  # of search.json; version 1, which had no such field, drew its trials by other means
-Metric = Literal["psnr", "ssim"]
 State = Literal["running", "finished", "stopped", "failed"]
 
 # The metrics of a validation that the record keeps.
@@ -33,7 +33,7 @@ class Trial:
     """One configuration and its outcome. An interrupted trial stays "running" until the search resumes."""
 
     number: int
-    values: Mapping[str, Value]
+    values: Values
     state: State = "running"
     reason: str = ""
     """Why it failed, in one line."""
@@ -55,7 +55,7 @@ class Trial:
 
     def score(self, metric: Metric) -> float | None:
         """The newest value, not the best one, which would reward noise."""
-        return self.curve[-1].get(f"validation_{metric}") if self.curve else None
+        return self.curve[-1][f"validation_{metric}"] if self.curve else None
 
     def add(self, metrics: Mapping[str, Any]) -> bool:
         """Adds a validation; returns False for one that a restarted trial repeats."""
@@ -67,20 +67,28 @@ class Trial:
 
 
 class Search:
-    """The trials of a search and their files, which only the holder of the search's lease writes."""
+    """A search with its trials and its files, which only the holder of its lease writes."""
 
-    def __init__(
-        self, url: str, recipe: Recipe, metric: Metric, settings: Mapping[str, Any], retry: Retry | None = None
-    ) -> None:
-        """Reads the record, if there is one. `settings` (JSON values) must not change when a search resumes.
+    def __init__(self, settings: TuneSettings, space: Space, first: Sequence[Values], origin: Origin) -> None:
+        """Reads the record, if there is one. The settings must be complete; `first` are values that are not drawn.
 
-        Raises InputError naming the difference if they have.
+        Raises InputError naming the difference if the search was started with other settings.
         """
-        self.url, self.recipe, self.metric = url, recipe, metric
-        self.name = url.rstrip("/").rpartition("/")[2]
-        self.store = open_store(url, retry)
-        self._settings = json.loads(json.dumps(settings))
-        self.trials = self._read()
+        self.settings, self.space, self.first = settings, space, first
+        self.name = settings.search or ""
+        self.url = join(settings.runs or "", self.name)
+        self.score_key = f"validation_{settings.metric}"
+        self.store = open_store(self.url, Retry(limit_s=settings.storage_wait_s))
+        fingerprint = {  # what trials share, how they are drawn and when they stop
+            "recipe": asdict(settings.recipe),
+            "origin": asdict(origin),
+            "space": {name: describe(distribution) for name, distribution in space.items()},
+            "first": first,
+            **{name: getattr(settings, name) for name in ("sampler", "metric", "grace_images", "reduction")},
+        }
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self.trials: list[Trial] = []
+        self.read()
 
     def name_of(self, trial: Trial) -> str:
         """The name of a trial's run, which is also the label of its metrics."""
@@ -88,54 +96,58 @@ class Search:
 
     def recipe_of(self, trial: Trial) -> Recipe:
         """The recipe that a trial trains."""
-        return applied(self.recipe, trial.values)
-
-    def scored(self) -> list[tuple[float, Trial]]:
-        """The trials that have a score, with it, best first."""
-        scores = [(trial.score(self.metric), trial) for trial in self.trials]
-        return sorted(((score, trial) for score, trial in scores if score is not None), key=lambda pair: -pair[0])
+        return with_flags(self.settings.recipe, trial.values)
 
     def ranked(self) -> list[Trial]:
         """The trials that have a score, best first."""
-        return [trial for _, trial in self.scored()]
+        scored = [trial for trial in self.trials if trial.curve]
+        return sorted(scored, key=lambda trial: trial.curve[-1][self.score_key], reverse=True)
 
     def best(self) -> Trial | None:
         """The best of the finished trials; the others' scores are not of the whole budget."""
         return next((trial for trial in self.ranked() if trial.state == "finished"), None)
 
+    def running(self) -> list[Trial]:
+        """The trials that have not ended."""
+        return [trial for trial in self.trials if trial.state == "running"]
+
+    def count_left(self) -> int:
+        """How many trials have not ended, or not started."""
+        return len(self.running()) + max(0, self.settings.trials - len(self.trials))
+
     def write(self, holder: Holder) -> None:
         """Writes search.json and best.json. Raises InputError if another process has taken over the lease."""
         check_lease(self.store, holder.lease)
         trials = [{"name": self.name_of(trial), **asdict(trial)} for trial in self.trials]
-        self._put("search.json", {"version": VERSION, "search": self._settings, "trials": trials})
+        files = {"search.json": {"version": VERSION, "search": self._fingerprint, "trials": trials}}
         if best := self.best():
             summary = {name: getattr(best, name) for name in ("images_seen", "ranks", "threads_per_rank")}
-            scores = {"validation_psnr": best.score("psnr"), "validation_ssim": best.score("ssim")}
-            recipe = json.loads(recipes.to_json(self.recipe_of(best)))
-            self._put("best.json", {"recipe": recipe, "trial": self.name_of(best), **summary, **scores})
+            scores = {name: best.curve[-1][name] for name in ("validation_psnr", "validation_ssim")}
+            recipe = asdict(self.recipe_of(best))
+            files["best.json"] = {"recipe": recipe, "trial": self.name_of(best), **summary, **scores}
+        for name, content in files.items():
+            self.store.put(name, json.dumps(content, indent=2).encode())
 
-    def _put(self, name: str, content: Any) -> None:
-        self.store.put(name, json.dumps(content, indent=2).encode())
-
-    def _read(self) -> list[Trial]:
+    def read(self) -> None:
+        """Reads the trials again; with --retry-failed, failed ones become running ones."""
         place = join(self.url, "search.json")
         try:
             content = json.loads(self.store.get("search.json"))
             version, old = content.get("version", 1), flat(content["search"])
             trials = [Trial(**{k: v for k, v in trial.items() if k != "name"}) for trial in content["trials"]]
         except NotFound:
-            return []
+            return
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{place} is not the record of a search ({error!r}); choose another --search") from error
-        if version != VERSION:
-            raise InputError(
-                f"{place} is of version {version}, and only version {VERSION} can be resumed; choose another --search"
-            )
-        new = flat(self._settings)
+        new, problem = flat(self._fingerprint), ""
         changes = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
-        if changes:
-            raise InputError(
-                f"{place} was started with other settings ({'; '.join(changes)}); restore them, or choose another "
-                "--search"
-            )
-        return trials
+        if version != VERSION:
+            problem = f"is of version {version}, and only version {VERSION} can be resumed"
+        elif changes:
+            problem = f"was started with other settings ({'; '.join(changes)}); restore them"
+        if problem:
+            raise InputError(f"{place} {problem}, or choose another --search")
+        for trial in trials:
+            if trial.state == "failed" and self.settings.retry_failed:
+                trial.state, trial.reason = "running", ""
+        self.trials = trials

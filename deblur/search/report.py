@@ -1,158 +1,125 @@
-"""The report of a search: learning curves, scores against speed and each parameter, and parameter importance.
+"""The reports of a search: a table of its trials for the terminal, and a page and a picture in its folder.
 
-report.html, a single self-contained file, and report.png.
+report.html, a single self-contained file, and report.png show learning curves, scores against speed and against each
+parameter, and parameter importance.
 """
 
-import io
 import math
 import statistics
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from deblur.plots.curves import COLOURS, figure_svg, plain, svg_settings
+from deblur.plots.curves import COLOURS, figure_png, figure_svg, plain, svg_settings
 from deblur.plots.html import render
-from deblur.search.record import Metric, Search, Trial
-from deblur.search.space import Space, describe
+from deblur.search.record import Search, Trial
+from deblur.search.space import Distribution, describe, extremes
 from deblur.search.study import MIN_TRIALS, importances
-from deblur.search.table import counts, rows
 
-_AXIS: dict[Metric, str] = {"psnr": "validation PSNR in dB", "ssim": "validation SSIM"}
-_PANEL_INCHES = (5.2, 3.6)
-_OUTLIER = 4.0  # this many times as far below the median as the best score is above it
-
-Panel = tuple[str, Callable[[Axes], None]]
+_AXIS = {"psnr": "validation PSNR in dB", "ssim": "validation SSIM"}
+_COLUMNS, _PANEL_INCHES = 3, (4.3, 3.0)
+_OUTLIER = 4.0  # not shown: this many times as far below the median as the best score is above it
 
 
-def write(search: Search, space: Space) -> None:
-    """Writes both files into the folder of the search."""
-    panels, title, best = list_panels(search, space), f"{search.name}: {counts(search.trials)}", search.best()
-    page = render(
-        "deblur.search",
-        "search.html.j2",
-        title=title,
-        best=best and search.name_of(best),
-        rows=rows(search),
-        space={name: describe(distribution) for name, distribution in space.items()},
-        panels=[(panel[0], _svg(panel)) for panel in panels],
-        min_trials=MIN_TRIALS,
-    )
-    search.store.put("report.html", page.encode())
-    figure, picture = _figure(panels, columns=3), io.BytesIO()
+def counts(search: Search) -> str:
+    """How many trials are in each state: "3 finished, 1 stopped, 2 running"."""
+    states = [trial.state for trial in search.trials]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none yet"
+
+
+def table(search: Search) -> str:
+    """All trials, best first, then those without a score, one line each."""
+    ranked = search.ranked()
+    names = sorted({name for trial in search.trials for name in trial.values})
+    rows = [["trial", "state", "images", "PSNR", "SSIM", "images/s", *names, ""]]
+    for trial in [*ranked, *(trial for trial in search.trials if trial not in ranked)]:
+        numbers = [(trial.score("psnr"), ".3f"), (trial.score("ssim"), ".4f"), (trial.images_per_second, ".1f")]
+        row = [search.name_of(trial), trial.state, f"{trial.images_seen:,}"]
+        row += ["-" if number is None else format(number, form) for number, form in numbers]
+        values = [trial.values.get(name, "") for name in names]
+        row += [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        rows.append([*row, trial.reason])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0  # reasons are aligned on the left
+    return "\n".join("  ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
+
+
+def write(search: Search) -> None:
+    """Writes report.html and report.png into the folder of the search."""
+    title, figure = f"{search.name}: {counts(search)}", draw(search)
     figure.suptitle(plain(title))
-    FigureCanvasAgg(figure).print_png(picture)
-    search.store.put("report.png", picture.getvalue())
+    search.store.put("report.png", figure_png(figure))  # first, because SVG changes the resolution
+    with svg_settings(search.name):
+        svg = Markup(figure_svg(figure))  # matplotlib escapes names
+    values = {"title": title, "search": search, "figure": svg, "table": table(search), "describe": describe}
+    page = render("deblur.search", "search.html.j2", **values, min_trials=MIN_TRIALS)
+    search.store.put("report.html", page.encode())
 
 
-def list_panels(search: Search, space: Space) -> list[Panel]:
-    """The title of each panel and the function that draws it."""
-    panels: list[Panel] = [("learning curves", partial(_curves, search=search))]
-    panels += [("quality and speed", partial(_speed, search=search))]
-    panels += [(f"against {name}", partial(_parameter, search=search, space=space, name=name)) for name in space]
-    if shares := importances(space, search.trials, search.metric):
-        panels.append(("parameter importance", partial(_importance, shares=shares)))
-    return panels
-
-
-def _svg(panel: Panel) -> Markup:
-    with svg_settings(panel[0]):
-        return Markup(figure_svg(_figure([panel], columns=1)))  # matplotlib escapes names
-
-
-def _figure(panels: list[Panel], columns: int) -> Figure:
-    height = math.ceil(len(panels) / columns)
-    size = (columns * _PANEL_INCHES[0], height * _PANEL_INCHES[1])
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    for place, (title, draw) in enumerate(panels, start=1):
-        axes = figure.add_subplot(height, columns, place)
-        draw(axes)
-        axes.set_title(plain(title))
+def draw(search: Search) -> Figure:
+    """A panel each for learning curves, speed and every parameter; one for importance if there are enough trials."""
+    shares = importances(search.space, search.trials, search.settings.metric)
+    rows = math.ceil((2 + len(search.space) + bool(shares)) / _COLUMNS)
+    figure = Figure(figsize=(_COLUMNS * _PANEL_INCHES[0], rows * _PANEL_INCHES[1]), dpi=100, layout="constrained")
+    panels = (figure.add_subplot(rows, _COLUMNS, nth) for nth in range(1, rows * _COLUMNS + 1))
+    _draw_curves(next(panels), search)
+    for name, distribution in {"images per second": FloatDistribution(0, 0), **search.space}.items():
+        _draw_scores(next(panels), search, name, distribution)
+    if names := sorted(shares, key=lambda name: shares[name]):
+        axes = next(panels)
+        axes.barh(names, [shares[name] for name in names], color=COLOURS[0])
+        axes.set(xlabel="relative importance (PED-ANOVA)", xlim=(0, 1))
     return figure
 
 
-def _curves(axes: Axes, search: Search) -> None:
+def _draw_curves(axes: Axes, search: Search) -> None:
     for trial in reversed(search.ranked()):
-        points = [(point["images_seen"], point[f"validation_{search.metric}"]) for point in trial.curve]
-        axes.plot(*zip(*points, strict=True), **_style(search, trial), markevery=[-1], markersize=5)
-    if blurred := _blurred(search):
-        axes.axhline(blurred, color="black", linestyle=":", linewidth=1, label="blurred input")
-    axes.set(xlabel="images seen", ylabel=_AXIS[search.metric], ylim=visible_range(search))
-    axes.set_xlim(left=0)
+        images, scores = ([point[key] for point in trial.curve] for key in ("images_seen", search.score_key))
+        axes.plot(images, scores, **_style(search, trial), markevery=[-1])
+    if search.settings.metric == "psnr" and (trials := search.ranked()):
+        axes.axhline(trials[0].curve[0]["validation_blurred_psnr"], color="black", ls=":", label="blurred input")
+    by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each once
+    axes.legend(by_label.values(), by_label.keys(), fontsize=8)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.3)
-    if by_label := dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)):
-        axes.legend(by_label.values(), by_label.keys(), fontsize=8)
-
-
-def _speed(axes: Axes, search: Search) -> None:
-    _scatter(axes, search, lambda trial: trial.images_per_second)
-    axes.set(xlabel="images per second")
     axes.set_xlim(left=0)
+    _set_score_axis(axes, search, "images seen")
 
 
-def _parameter(axes: Axes, search: Search, space: Space, name: str) -> None:
-    distribution = space[name]
-    if isinstance(distribution, CategoricalDistribution):  # all choices in their order, also those that no trial has
-        axes.plot(list(map(str, distribution.choices)), [math.nan] * len(distribution.choices))
-        axes.margins(x=0.15)
-        _scatter(axes, search, lambda trial: str(trial.values[name]))
-    else:
-        _scatter(axes, search, lambda trial: trial.values[name])
-        axes.set_xscale("log" if distribution.log else "linear")
-        axes.plot([distribution.low, distribution.high], [math.nan] * 2)
-    axes.set(xlabel=name)
+def _draw_scores(axes: Axes, search: Search, name: str, distribution: Distribution) -> None:
+    """A numbered marker for the newest score of each trial, against a parameter or, by default, its speed."""
+    shown = str if isinstance(distribution, CategoricalDistribution) else float
+    ends = [shown(value) for value in extremes(distribution)]
+    # Invisible, so that the axis has all choices, or the whole range.
+    axes.plot(ends, [0.5] * len(ends), transform=axes.get_xaxis_transform(), linestyle="")
+    for trial in reversed(search.ranked()):
+        x, y = shown(trial.values.get(name, trial.images_per_second or 0)), trial.curve[-1][search.score_key]
+        axes.plot([x], [y], **_style(search, trial) | {"linestyle": ""})
+        axes.annotate(str(trial.number), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    if getattr(distribution, "log", False):
+        axes.set_xscale("log")
     if isinstance(distribution, IntDistribution):
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _set_score_axis(axes, search, name)
 
 
-def _scatter(axes: Axes, search: Search, x_of: Callable[[Trial], Any]) -> None:
-    """A numbered marker for the newest score of each trial; outliers are drawn at the lower edge."""
-    lowest, highest = visible_range(search)
-    for score, trial in search.scored():
-        x = x_of(trial)
-        style = _style(search, trial) | {"linestyle": ""} | ({"marker": "v"} if score < lowest else {})
-        axes.plot([x], [max(score, lowest)], **style, markersize=7, clip_on=False)
-        text = f"{trial.number}: {score:.3g}" if score < lowest else str(trial.number)
-        axes.annotate(text, (x, max(score, lowest)), xytext=(5, 3), textcoords="offset points", fontsize=7)
-    axes.set(ylabel=_AXIS[search.metric], ylim=(lowest, highest))
+def _set_score_axis(axes: Axes, search: Search, xlabel: str) -> None:
+    """Labels the axes, and leaves out scores so low that the axis would press all others together."""
+    axes.set(xlabel=xlabel, ylabel=_AXIS[search.settings.metric])
     axes.grid(alpha=0.3)
-
-
-def visible_range(search: Search) -> tuple[float, float]:
-    """The range of the axis of scores, without outliers, which would press all others together."""
-    scores = [score for score, _ in search.scored()]
-    if not scores:
-        return (0.0, 1.0)
-    limit = statistics.median(scores) - _OUTLIER * (max(scores) - statistics.median(scores))
-    ends = [*(score for score in scores if score >= limit), *filter(None, [_blurred(search)])]
-    margin = 0.06 * (max(ends) - min(ends)) or 0.01
-    return min(ends) - margin, max(ends) + margin
-
-
-def _blurred(search: Search) -> float | None:
-    """PSNR of the blurred input, if PSNR is what is drawn."""
-    values = [trial.curve[0].get("validation_blurred_psnr") for trial in search.trials if trial.curve]
-    return values[0] if values and search.metric == "psnr" else None
-
-
-def _importance(axes: Axes, shares: dict[str, float]) -> None:
-    names = sorted(shares, key=lambda name: shares[name])
-    axes.barh(names, [shares[name] for name in names], color=COLOURS[0])
-    axes.set(xlabel="relative importance (PED-ANOVA)", xlim=(0, 1))
-    axes.grid(axis="x", alpha=0.3)
+    if scores := [trial.curve[-1][search.score_key] for trial in search.ranked()]:
+        median = statistics.median(scores)
+        lowest = median - _OUTLIER * (scores[0] - median)
+        if scores[-1] < lowest < scores[0]:
+            axes.set_ylim(lowest, scores[0] + 0.1 * (scores[0] - lowest))
 
 
 def _style(search: Search, trial: Trial) -> dict[str, Any]:
     if trial is search.best():
         return {"label": "best", "color": COLOURS[1], "marker": "D", "linewidth": 2.4}
     if trial.state == "finished":
-        return {"label": "finished", "color": COLOURS[0], "marker": "o", "linewidth": 1.2}
-    style = {"label": "not finished", "color": "#8a8a8a", "marker": "o", "markerfacecolor": "white"}
-    return style | {"linewidth": 1.0, "linestyle": "--"}
+        return {"label": "finished", "color": COLOURS[0], "marker": "o"}
+    return {"label": "not finished", "color": "#8a8a8a", "marker": "o", "markerfacecolor": "white", "linestyle": "--"}

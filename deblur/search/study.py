@@ -7,14 +7,14 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from deblur.config import randomness
-from deblur.search.record import Metric, Trial
+from deblur.search.config import Metric, TuneSettings
+from deblur.search.record import Trial
 from deblur.search.space import Space, Values, contains
 
 SAMPLERS = {"random": RandomSampler, "tpe": TPESampler}
@@ -30,16 +30,12 @@ class Study:
     ASHA's rungs are at `grace_images`, `grace_images * reduction`, ...; one in `reduction` trials passes a rung.
     """
 
-    def __init__(
-        self, space: Space, metric: Metric, sampler: str, seed: int, grace_images: int, reduction: int
-    ) -> None:
-        self._space, self._metric, self._sampler, self._seed = space, metric, SAMPLERS[sampler], seed
-        pruner = SuccessiveHalvingPruner(min_resource=grace_images, reduction_factor=reduction)
+    def __init__(self, settings: TuneSettings, space: Space, trials: Sequence[Trial] = ()) -> None:
+        """Replays the trials of a record, in their order."""
+        self._settings, self._space = settings, space
+        pruner = SuccessiveHalvingPruner(min_resource=settings.grace_images or 1, reduction_factor=settings.reduction)
         self._study = optuna.create_study(direction="maximize", pruner=pruner)
         self._trials: dict[int, optuna.Trial] = {}
-
-    def replay(self, trials: Sequence[Trial]) -> None:
-        """Adds trials of the record, in their order."""
         for trial in trials:
             self.start(trial.number, trial.values)
             for point in trial.curve:
@@ -51,23 +47,23 @@ class Study:
 
         A draw depends on the seed, the number and, with TPE, on the trials before; values may lie outside the space.
         """
-        self._study.sampler = self._sampler(seed=randomness.sampler_seed(self._seed, number))
+        seed = randomness.sampler_seed(self._settings.recipe.seed, number)
+        self._study.sampler = SAMPLERS[self._settings.sampler](seed=seed)
         inside = values is None or contains(self._space, values)
-        space: dict[str, BaseDistribution] | None = dict(self._space) if inside else None
         if values and inside:
             self._study.enqueue_trial(dict(values))
-        self._trials[number] = self._study.ask(space)
+        self._trials[number] = self._study.ask({**self._space} if inside else None)
         return values or self._trials[number].params
 
     def should_stop(self, number: int, point: Mapping[str, float]) -> bool:
         """Takes the next point of a trial's curve; returns whether ASHA stops the trial there."""
-        self._trials[number].report(point[f"validation_{self._metric}"], int(point["images_seen"]))
+        self._trials[number].report(point[f"validation_{self._settings.metric}"], int(point["images_seen"]))
         return self._trials[number].should_prune()
 
     def end(self, trial: Trial) -> None:
         """Notes how a trial ended; does nothing if it has not."""
         if trial.state in _STATES:
-            score = trial.score(self._metric) if trial.state == "finished" else None
+            score = trial.score(self._settings.metric) if trial.state == "finished" else None
             self._study.tell(self._trials[trial.number], score, _STATES[trial.state])
 
 

@@ -1,11 +1,10 @@
 """The search command: what it refuses before any work, what its trials are, and one small search that resumes."""
 
-import dataclasses
 import json
 import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from cluster.storage import open_store
 from cluster.storage.lease import acquire_lease
 from deblur.config.cli import SharedSettings
 from deblur.data.shards import Index, read_index, write_index
-from deblur.search import driver as driver_module
-from deblur.search.driver import Plan, _Driver, _resume_fingerprint, _trial_config, _validations, prepare, tune
-from deblur.search.record import Search, Trial
-from deblur.training.job import TrainSettings
+from deblur.search.driver import _Driver, _validations, prepare, run_search
+from deblur.search.record import Search
+from deblur.training.config import TrainSettings
 from deblur.training.run import Run
 from deblur.tune import parse
 from tests.datasets import write_dataset
@@ -34,18 +32,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def prepared(data: str, folder: Path, *arguments: str) -> Plan:
-    return prepare(*parse([*SMALL, "--data", data, "--runs", str(folder), "--images", "160", *arguments]))
+def flags(data: str, folder: Path, *arguments: str) -> list[str]:
+    return [*SMALL, "--data", data, "--runs", str(folder), "--search", "s", "--images", "160", *arguments]
 
 
-def values_of(plan: Plan, count: int) -> list[dict[str, Any]]:
-    """The values of the first trials of a search."""
-    url = str(Path(plan.settings.runs or "", plan.settings.search or ""))
-    search = Search(url, plan.settings.recipe, "psnr", {})
-    search.trials.clear()
-    with acquire_lease(url) as holder:
-        driver = _Driver(plan, search, holder)
-        return [dict(driver._new().values) for _ in range(count)]
+def prepared(data: str, folder: Path, *arguments: str) -> Search:
+    return prepare(*parse(flags(data, folder, *arguments)))
+
+
+def started(search: Search, count: int) -> list[Any]:
+    """The functions that run the first trials of a search, which are added to it."""
+    with acquire_lease(search.url) as holder:
+        driver = _Driver(search, holder)
+        return [driver.ask()[1] for _ in range(count)]
 
 
 # ---- refusals
@@ -54,41 +53,38 @@ def values_of(plan: Plan, count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--space", "critic_updates=5:2"], r"critic_updates=5:2"),
-        (["--space", "critic_update=1:2"], r"critic_updates\?"),
         (["--space", "crop=24,512"], r"--crop 512 .*56x48"),
         (["--space", "nowhere.json"], r"nowhere\.json"),
         (["--points", "nowhere.json"], r"nowhere\.json"),
+        (["--points", "points.json"], r"generator_lr is 2\.0"),
     ],
 )
 def test_an_invalid_search_is_refused_before_any_work(
-    data: str, tmp_path: Path, arguments: list[str], named: str
+    data: str, tmp_path: Path, arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("points.json").write_text('[{"generator_lr": 2}]')
     with pytest.raises(InputError, match=named):
         prepared(data, tmp_path / "runs", *arguments)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("arguments", "named"),
     [
         (["--trials", "0"], ["--trials is 0"]),
         (["--reduction", "1"], ["--reduction is 1"]),
-        (["--reduction", "2.5"], ["--reduction is 2.5"]),
+        (["--reduction", "2.5"], ["--reduction", "2.5"]),
         (["--nodes-per-trial", "2", "--trials-per-node", "2"], ["--nodes-per-trial 2", "--trials-per-node 2"]),
     ],
 )
-def test_flags_out_of_range_are_refused(flags: list[str], named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_out_of_range_are_refused(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        parse(flags)
+        parse(arguments)
     message = " ".join(capsys.readouterr().err.replace("│", " ").split())  # as the terminal's width breaks it
     assert [text for text in named if text not in message] == []
-
-
-def test_an_invalid_point_is_refused(data: str, tmp_path: Path) -> None:
-    (tmp_path / "points.json").write_text('[{"generator_lr": 2}]')
-    with pytest.raises(InputError, match=r"generator_lr is 2\.0"):
-        prepared(data, tmp_path, "--points", str(tmp_path / "points.json"))
 
 
 def test_a_dataset_without_a_validation_split_is_refused(data: str, tmp_path: Path) -> None:
@@ -108,7 +104,7 @@ def two_cpus() -> Iterator[None]:
 @pytest.mark.usefixtures("two_cpus")
 def test_more_nodes_per_trial_than_the_cluster_has_are_refused(data: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 of 2 nodes .*--nodes 1"):
-        tune(prepared(data, tmp_path, "--search", "s", "--nodes-per-trial", "2", "--wait-s", "0"))
+        run_search(*parse(flags(data, tmp_path, "--nodes-per-trial", "2", "--wait-s", "0")))
     assert not (tmp_path / "s").exists()
 
 
@@ -118,53 +114,47 @@ def test_more_nodes_per_trial_than_the_cluster_has_are_refused(data: str, tmp_pa
 def test_the_recipe_comes_first_then_the_points_then_draws(data: str, tmp_path: Path) -> None:
     (tmp_path / "points.json").write_text('[{"generator_lr": 0.1}]')
     arguments = ["--points", str(tmp_path / "points.json"), "--critic-updates", "3", "--space", "objective=wgan-gp"]
-    plan = prepared(data, tmp_path, *arguments)
-    assert "critic_updates" not in plan.space, "its flag was given"
-    own, point, drawn = values_of(plan, 3)
-    assert own["generator_lr"] == 1e-4
-    assert own["content_weight"] == 100.0
+    search, other = (prepared(data, tmp_path, *arguments, *more) for more in ([], ["--seed", "1"]))
+    assert "critic_updates" not in search.space, "its flag was given"
+    started(search, 3)
+    started(other, 3)
+    own, point, drawn = (trial.values for trial in search.trials)
+    assert (own["generator_lr"], own["content_weight"]) == (1e-4, 100.0)
     assert point == {**own, "generator_lr": 0.1}
-    assert drawn == values_of(prepared(data, tmp_path, *arguments), 3)[2]
-    assert drawn != values_of(prepared(data, tmp_path, *arguments, "--seed", "1"), 3)[2]
-
-
-def test_a_recipe_outside_the_space_is_not_tried(data: str, tmp_path: Path) -> None:
-    assert prepared(data, tmp_path, "--space", "critic_updates=1:3").first == []
+    assert drawn != other.trials[2].values
+    assert prepared(data, tmp_path / "other", "--space", "critic_updates=1:3").first == [], "the recipe has 5"
 
 
 def test_trials_differ_only_in_what_is_searched(data: str, tmp_path: Path) -> None:
-    plan = prepared(data, tmp_path, "--search", "s", "--keep", "1", "--nodes-per-trial", "2", "--check")
-    found = Search(str(tmp_path / "s"), plan.settings.recipe, "psnr", {})
-    trials = [Trial(number=n, values=values) for n, values in enumerate(values_of(plan, 4))]
-    made = [_trial_config(plan, found, trial) for trial in trials]
-    settings = [one.settings for one in made]
+    search = prepared(data, tmp_path, "--keep", "1", "--nodes-per-trial", "2", "--check")
+    runs = started(search, 4)
+    settings: list[TrainSettings] = [run.args[0] for run in runs]
     assert [one.run for one in settings] == [f"s/s-00{n}" for n in range(4)]
-    assert [one.name for one in made] == [f"s-00{n}" for n in range(4)]
     recipe = settings[0].recipe
     assert (recipe.name, recipe.seed, recipe.data.images) == ("s", 0, 160)
     for one in settings:
         assert (one.nodes, one.keep, one.check, one.validate_images) == (2, 1, False, 10)
         same = replace(one, run="", recipe=replace(one.recipe, loss=recipe.loss, adam=recipe.adam))
         assert same == replace(settings[0], run="")
+    assert [one.recipe for one in settings] == [search.recipe_of(trial) for trial in search.trials]
     assert len({one.recipe for one in settings}) == 4
-    assert pickle.loads(pickle.dumps(made)) == made
-
-
-def test_the_fingerprint_covers_all_that_decides_the_result(data: str, tmp_path: Path) -> None:
-    same = {"runs", "trials", "at_once", "threads", "checkpoint_s", "wait_s", "keep", "cache_dir", "metrics_port"}
-    plan = prepared(data, tmp_path)
-    for change in (["--seed", "1"], ["--images", "80"], ["--reduction", "2"], ["--metric", "ssim"], ["--crop", "28"]):
-        assert _resume_fingerprint(prepared(data, tmp_path, *change)) != _resume_fingerprint(plan), change
-    for change in (["--trials", "99"], ["--at-once", "1"], ["--keep", "5"], ["--wait-s", "1"]):
-        assert _resume_fingerprint(prepared(data, tmp_path, *change)) == _resume_fingerprint(plan), change
-    assert same < {field.name for field in dataclasses.fields(plan.settings)}
+    assert [run.args for run in pickle.loads(pickle.dumps(runs))] == [
+        (one, search.settings.placement) for one in settings
+    ]
 
 
 def test_every_setting_of_a_training_is_shared_or_the_trials_own() -> None:
-    own = {"run", "nodes", "min_nodes", "allow_recipe_change"}
-    assert {f.name for f in dataclasses.fields(TrainSettings)} == {
-        f.name for f in dataclasses.fields(SharedSettings)
-    } | own
+    names = {field.name for field in fields(TrainSettings)} - {field.name for field in fields(SharedSettings)}
+    assert names <= {"run", "nodes", "min_nodes", "init_from", "allow_recipe_change"}
+
+
+def test_a_search_resumes_with_flags_that_do_not_change_its_trials_only(data: str, tmp_path: Path) -> None:
+    started(prepared(data, tmp_path), 1)
+    for change in (["--trials", "99"], ["--at-once", "1"], ["--keep", "5"], ["--wait-s", "1"]):
+        assert len(prepared(data, tmp_path, *change).trials) == 1
+    for flag, value in (("--seed", "1"), ("--images", "80"), ("--crop", "28"), ("--reduction", "2")):
+        with pytest.raises(InputError, match=rf"{flag[2:]}: \w+ -> {value}"):
+            prepared(data, tmp_path, flag, value)
 
 
 def test_a_resumed_trial_repeats_its_reports_up_to_its_checkpoint(tmp_path: Path) -> None:
@@ -196,45 +186,38 @@ def validation(images_seen: int, psnr: float) -> dict[str, Any]:
     return {"images_seen": images_seen, "images_per_second": 9.0, "ranks": 1, "threads_per_rank": 2, **scores}
 
 
-def test_a_search_records_each_outcome_and_resumes_without_repeating_an_ended_trial(data: str, tmp_path: Path) -> None:
-    arguments = ["--search", "s", "--trials", "5", "--grace-images", "40", "--reduction", "2"]
-    plan, url = prepared(data, tmp_path, *arguments), str(tmp_path / "s")
-    with acquire_lease(url) as holder:
-        search = driver_module.read(plan)
-        driver = _Driver(plan, search, holder)
-        names = [driver.ask().name for _ in range(4)]
-        assert not driver.reported(names[0], validation(40, 25.0))
-        assert driver.reported(names[1], validation(40, 24.0)), "stopped by ASHA"
-        driver.ended(names[2], Diverged("not finite"))
-        assert not driver.reported(names[0], validation(160, 20.0)), "never stopped at the end"
-        driver.ended(names[0], None)
-        assert not driver.reported(names[3], validation(40, 26.0))
+def test_a_search_records_each_outcome_and_resumes_without_repeating_an_ended_trial(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--trials", "5", "--grace-images", "40", "--reduction", "2"]
+    search = prepared(data, tmp_path, *arguments)
+    with acquire_lease(search.url) as holder:
+        driver = _Driver(search, holder)
+        assert [driver.ask()[0] for _ in range(4)] == [0, 1, 2, 3]
+        assert not driver.reported(0, validation(40, 25.0))
+        assert driver.reported(1, validation(40, 24.0)), "stopped by ASHA"
+        driver.ended(2, Diverged("not finite\nat update 3"))
+        assert not driver.reported(0, validation(160, 20.0)), "never stopped at the end"
+        driver.ended(0, None)
+        assert not driver.reported(3, validation(40, 26.0))
     expected = [("finished", 160, ""), ("stopped", 40, ""), ("failed", 0, "Diverged: not finite"), ("running", 40, "")]
-    assert states(driver_module.read(plan)) == states(search) == expected
+    assert states(search) == expected
+    assert "s-003: 40 images, PSNR 26.0000" in capsys.readouterr().out
 
-    with acquire_lease(url) as holder:
-        resumed = driver_module.read(plan)
-        driver = _Driver(plan, resumed, holder)
-        fourth = driver.ask()
-        assert fourth.name == names[3]
-        assert fourth.settings.recipe == search.recipe_of(search.trials[3])
-        assert not driver.reported(names[3], validation(40, 1.0)), "repeated by the resumed trial, and counted once"
-        assert driver.ask().name == "s-004"
-    assert states(resumed) == [*expected, ("running", 0, "")]
-    assert not driver_module.is_done(resumed, plan.settings)
+    resumed = prepared(data, tmp_path, *arguments)
+    assert states(resumed) == expected
+    assert resumed.count_left() == 2
+    with acquire_lease(search.url) as holder:
+        driver = _Driver(resumed, holder)
+        number, run = driver.ask()
+        assert (number, run.args[0].recipe) == (3, search.recipe_of(search.trials[3]))
+        assert not driver.reported(3, validation(40, 1.0)), "repeated by the resumed trial, and counted once"
+        assert driver.ask()[0] == 4
+        assert driver.reported(4, validation(40, 24.5)), "compared with trials of the record"
+    assert states(resumed) == [*expected, ("stopped", 40, "")]
 
-    retried = driver_module.read(prepared(data, tmp_path, *arguments, "--retry-failed"))
-    assert [trial.state for trial in retried.trials] == ["finished", "stopped", "running", "running", "running"]
-
-
-def test_a_resumed_search_draws_what_it_would_have_drawn(data: str, tmp_path: Path) -> None:
-    plan = prepared(data, tmp_path, "--search", "s", "--sampler", "tpe")
-    whole = values_of(plan, 14)
-    with acquire_lease(str(tmp_path / "s")) as holder:
-        search = Search(str(tmp_path / "s"), plan.settings.recipe, "psnr", {})
-        del search.trials[7:]
-        driver = _Driver(plan, search, holder)
-        assert [dict(driver._new().values) for _ in range(7)] == whole[7:]
+    retried = prepared(data, tmp_path, *arguments, "--retry-failed")
+    assert [trial.state for trial in retried.trials] == ["finished", "stopped", "running", "running", "stopped"]
 
 
 # ---- a search
@@ -244,19 +227,19 @@ def test_a_resumed_search_draws_what_it_would_have_drawn(data: str, tmp_path: Pa
 def test_a_finished_search_is_not_repeated_and_its_best_score_is_that_of_the_run(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--search", "s", "--images", "32", "--trials", "1", "--critic-updates", "1"]
-    tune(prepared(data, tmp_path, *arguments))
+    command = parse(flags(data, tmp_path, "--images", "32", "--trials", "1", "--critic-updates", "1"))
+    assert run_search(replace(command[0], check=True), command[1]) is None
+    assert not (tmp_path / "s").exists(), "--check starts no trial"
+    assert run_search(*command) is None
     assert "1 concurrent trials" in capsys.readouterr().out
-    record = json.loads((tmp_path / "s/search.json").read_text())["trials"]
-    assert record[0]["values"]["content_weight"] == 100.0
-    assert {trial["state"] for trial in record} <= {"finished", "stopped"}
-    assert {(trial["ranks"], trial["threads_per_rank"]) for trial in record} == {(1, 2)}
-    found = tune(prepared(data, tmp_path, *arguments))
+    (record,) = json.loads((tmp_path / "s/search.json").read_text())["trials"]
+    assert record["values"]["content_weight"] == 100.0
+    assert (record["state"], record["ranks"], record["threads_per_rank"]) == ("finished", 1, 2)
+    assert run_search(*command) is None
     out = capsys.readouterr().out
     assert "all trials have ended" in out
     assert "starting" not in out
-    best = found.best()
-    assert best is not None
-    metrics = Run(str(tmp_path / "s" / found.name_of(best))).read_metrics()
-    assert metrics[-1]["validation_psnr"] == best.score("psnr") == max(t.score("psnr") for t in found.ranked())
+    assert "best     s-000" in out
+    metrics = Run(str(tmp_path / "s/s-000")).read_metrics()
+    assert metrics[-1]["validation_psnr"] == record["curve"][-1]["validation_psnr"]
     assert {"report.html", "report.png", "best.json"} <= set(os.listdir(tmp_path / "s"))

@@ -1,4 +1,4 @@
-"""The report of a search: complete, self-contained, and with names escaped."""
+"""The reports of a search: complete, self-contained, and with names escaped."""
 
 import io
 import re
@@ -9,75 +9,67 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from deblur.config import recipes
-from deblur.search import report as search_report
-from deblur.search.record import Search, Trial
+from deblur.search import report
+from deblur.search.record import Search
 from deblur.search.space import space_of
 from deblur.search.study import MIN_TRIALS, Study
-from deblur.search.table import LiveTable
+from tests.deblur.search.searches import DEMO, search, trial
 
-SPACE = space_of(recipes.demo(), ["flip=true,false", "generator.dropout=0:0.5"])
+SPACE = space_of(DEMO, ["flip=true,false", "generator.dropout=0:0.5"])
 EVIL = "ValueError: <script>alert(1)</script> & $x$"
 
 
-def search(folder: Path, count: int) -> Search:
+def searched(folder: Path, count: int, metric: str = "psnr") -> Search:
     """Trials of which the second is hopeless, the third failed and the fourth has not reported yet."""
-    found, study = Search(str(folder / "s$1$"), recipes.demo(), "psnr", {}), Study(SPACE, "psnr", "random", 0, 1, 4)
+    found = search(folder, space=SPACE, name="s$1$", metric=metric)
+    study = Study(found.settings, SPACE)
     for number in range(count):
-        trial = Trial(number=number, values=study.start(number), state="finished")
-        for seen in (100, 200):
-            psnr = 3.0 if number == 1 else 25 + number / 10 + seen / 1000
-            point = {"validation_psnr": psnr, "validation_ssim": 0.5, "validation_blurred_psnr": 24.0}
-            trial.add({"images_seen": seen, "images_per_second": 9.0, "ranks": 1, "threads_per_rank": 1, **point})
-        if number in (2, 3):
-            trial.state, trial.reason, trial.curve = ("failed", EVIL, []) if number == 2 else ("running", "", [])
-        found.trials.append(trial)
+        curve = (3.0, 3.0) if number == 1 else (25 + number / 10, 25.1 + number / 10)
+        found.trials.append(trial(number, "finished", *curve, **study.start(number)))
+    for one, state, reason in zip(found.trials[2:], ("failed", "running"), (EVIL, ""), strict=False):
+        one.state, one.reason, one.curve = state, reason, []
     return found
 
 
 @pytest.mark.parametrize(("count", "metric"), [(0, "psnr"), (4, "ssim"), (MIN_TRIALS + 3, "psnr")])
 def test_page_and_picture_are_complete_at_any_time_of_a_search(tmp_path: Path, count: int, metric: str) -> None:
-    found = search(tmp_path, count)
-    found.metric = metric
-    search_report.write(found, SPACE)
+    found = searched(tmp_path, count, metric)
+    report.write(found)
     page = (tmp_path / "s$1$/report.html").read_text()
-    for trial in found.trials:
-        assert found.name_of(trial) in page
+    assert all(found.name_of(one) in page for one in found.trials)
     assert "<script" not in page
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page), "self-contained"
-    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 2 + len(SPACE) + (count > MIN_TRIALS)
-    for drawing in drawings:
-        ElementTree.fromstring(drawing)
+    (drawing,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    ElementTree.fromstring(drawing)
+    panels = {"images seen", "images per second", *SPACE, *["relative importance (PED-ANOVA)"] * (count > MIN_TRIALS)}
+    assert {axes.get_xlabel() for axes in report.draw(found).axes} == panels
+    assert all(f">{name}<" in drawing for name in panels)
     with PIL.Image.open(io.BytesIO((tmp_path / "s$1$/report.png").read_bytes())) as picture:
         pixels = np.asarray(picture.convert("L"))
     assert pixels.shape[1] > 1000
     assert pixels.std() > 5, "something is drawn"
 
 
-def test_an_outlier_does_not_hide_how_the_others_differ(tmp_path: Path) -> None:
-    found = search(tmp_path, 8)
-    lowest, highest = search_report.visible_range(found)
-    assert 3.0 < lowest <= 24.0 < highest < 27.0
+def test_axes_show_the_whole_range_of_a_parameter_and_no_outlier_of_the_scores(tmp_path: Path) -> None:
+    axes = {axes.get_xlabel(): axes for axes in report.draw(searched(tmp_path, 8)).axes}
+    for name in ("images seen", "generator_lr"):
+        lowest, highest = axes[name].get_ylim()
+        assert 3.0 < lowest <= 25.0 < 25.8 < highest < 27.0
+    for name, distribution in SPACE.items():
+        lowest, highest = axes[name].get_xlim()
+        if name in ("flip", "objective"):
+            assert [label.get_text() for label in axes[name].get_xticklabels()] == list(map(str, distribution.choices))
+        else:
+            assert lowest <= distribution.low < distribution.high <= highest
+            assert highest < 3 * distribution.high
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_table_is_redrawn_on_a_terminal_and_rare_in_a_log(
-    tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr("sys.stdout", out)
-    live, found = LiveTable(), search(tmp_path, 4)
-    live.show(found, force=True)
-    live.show(found)
-    assert out.getvalue().count("s$1$-001") == (2 if terminal else 1)
-    assert ("\x1b[6F\x1b[J" in out.getvalue()) == terminal, "drawn over the previous one: 1 + 5 lines"
-    live.event("s$1$-004: starts")
-    live.show(found, force=True)
-    assert out.getvalue().count("\x1b[") == (2 if terminal else 0), "an event stays"
-    assert max(map(len, out.getvalue().splitlines())) <= 80 or not terminal
+def test_the_table_has_every_trial_best_first_with_the_reason_of_a_failure(tmp_path: Path) -> None:
+    failed = trial(2, "failed", reason="RanksFailed: out of memory")
+    found = search(tmp_path, trial(0, "stopped", 25.0), trial(1, "finished", 26.0), failed, trial(3, "running"))
+    lines = [line.split() for line in report.table(found).splitlines()]
+    assert lines[0] == ["trial", "state", "images", "PSNR", "SSIM", "images/s", "critic_updates"]
+    assert lines[1] == ["s-001", "finished", "100", "26.000", "0.6500", "9.0", "2"]
+    assert [line[0] for line in lines[1:]] == ["s-001", "s-000", "s-002", "s-003"]
+    assert report.table(found).splitlines()[3].endswith("3  RanksFailed: out of memory")
+    assert report.counts(found) == "1 stopped, 1 finished, 1 failed, 1 running"

@@ -3,26 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cluster.errors import InputError
 from deblur.config import recipes
-from deblur.config.recipes import CriticRecipe, LossRecipe
-from deblur.search.space import (
-    PARAMETERS,
-    applied,
-    contains,
-    default_space,
-    describe,
-    read_points,
-    space_of,
-    value_of,
-)
+from deblur.config.recipes import CriticRecipe, LossRecipe, Objective, by_flag, with_flags
+from deblur.search.config import TuneSettings
+from deblur.search.space import PARAMETERS, contains, describe, read_points, space_of
 from deblur.search.study import Study
 
 PAPER = recipes.paper()
+TUPLES = [name for name, value in by_flag(PAPER).items() if isinstance(value, tuple)]
 
 
 def test_the_default_space_of_the_paper() -> None:
@@ -33,7 +27,7 @@ def test_the_default_space_of_the_paper() -> None:
         "critic_lr": "1e-05:0.001",
         "critic_updates": "1:8",
         "generator_lr": "1e-05:0.001",
-        "objective": "wasserstein,wgan-gp,least-squares,vanilla",
+        "objective": ",".join(get_args(Objective)),
         "penalty_weight": "1:100",
     }
 
@@ -42,15 +36,16 @@ def test_the_default_space_of_the_paper() -> None:
 def test_every_presets_default_space_contains_the_preset_and_only_valid_recipes(name: str) -> None:
     recipe = recipes.PRESETS[name]()
     space = space_of(recipe, [])
-    assert contains(space, {name: value_of(recipe, name) for name in space})
-    study = Study(space, "psnr", "random", 0, 1, 4)
+    assert contains(space, {name: by_flag(recipe)[name] for name in space})
+    study = Study(TuneSettings(recipe=recipe), space)
     for number in range(50):
-        applied(recipe, study.start(number))
+        with_flags(recipe, study.start(number))
 
 
 def test_what_a_recipe_switches_off_is_not_searched() -> None:
-    assert "penalty_weight" not in default_space(recipes.blog())
-    assert default_space(recipes.blog())["objective"] == CategoricalDistribution(("wasserstein", "least-squares"))
+    space = space_of(recipes.blog(), [])
+    assert "penalty_weight" not in space
+    assert {"wgan-gp", "vanilla"}.isdisjoint(space["objective"].choices)
 
 
 def test_given_flags_fix_and_items_narrow_add_and_fix() -> None:
@@ -75,25 +70,26 @@ def test_names_of_version_0_1_still_work(tmp_path: Path) -> None:
 
 def test_a_file_is_read_like_flags(tmp_path: Path) -> None:
     (tmp_path / "space.json").write_text('{"critic_updates": "1:3", "content_weight": 50, "objective": "wgan-gp"}')
-    said = ["critic_updates=1:3", "content_weight=50", "objective=wgan-gp"]
-    assert space_of(PAPER, [str(tmp_path / "space.json")]) == space_of(PAPER, said)
+    flags = ["critic_updates=1:3", "content_weight=50", "objective=wgan-gp"]
+    assert space_of(PAPER, [str(tmp_path / "space.json")]) == space_of(PAPER, flags)
 
 
 @pytest.mark.parametrize(
     ("item", "named"),
     [
-        ("critic_updates=5:2", ["critic_updates=5:2", "empty"]),
+        ("critic_updates=5:2", ["--space critic_updates=5:2"]),
         ("critic_update=1:2", ["critic_update;", "critic_updates?"]),
         ("generator_rates=1:2", ["generator_rates;", "generator_lr?"]),
-        ("content_weight=0:3", ["content_weight=0:3", "above 0"]),
-        ("objective=a:b", ["objective=a:b", "choices"]),
-        ("objective=hinge", ["objective", "'hinge'", "wasserstein, wgan-gp, least-squares, vanilla"]),
+        ("content_weight=0:3", ["--space content_weight=0:3", "low=0"]),
+        ("objective=a:b", ["--space objective=a:b", "'a:b'"]),
+        ("objective=hinge", ["objective", "'hinge'", "wasserstein, wgan-gp, least-squares, "]),
         ("critic_updates=1.5:3", ["critic_updates", "'1.5'", "integer"]),
         ("content_weight=", ["content_weight", "''", "number"]),
         ("flip=yes", ["flip", "'yes'", "true or false"]),
         ("critic_updates=1:100", ["--space critic_updates=1:100", "64"]),
         ("batch_size=0,4", ["--space batch_size=0,4", "at least 1"]),
         ("images=10:20", ["images", "--images"]),
+        *((f"{name}=1,2", [f"--{name.replace('_', '-')}"]) for name in TUPLES),
         ("critic_updates", ["--space critic_updates", "NAME=LOW:HIGH"]),
     ],
 )
@@ -109,10 +105,10 @@ def test_choices_that_are_invalid_with_the_recipe_are_refused() -> None:
         space_of(recipe, ["objective=wgan-gp,wasserstein"])
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '[{"flip": 2}]'])
 def test_a_malformed_points_file_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "points.json").write_text(text)
-    with pytest.raises(InputError, match=r"points\.json"):
+    with pytest.raises(InputError, match=r"points\.json|flip is '2'"):
         read_points(str(tmp_path / "points.json"))
 
 
@@ -123,9 +119,8 @@ def test_points_are_read_like_flags(tmp_path: Path) -> None:
 
 def test_every_parameter_is_a_field_of_the_recipe_and_changes_alone() -> None:
     for name in PARAMETERS:
-        old = value_of(PAPER, name)
-        assert applied(PAPER, {name: old}) == PAPER
-    changed = applied(PAPER, {"critic_updates": 2, "generator.blocks": 3, "seed": 7, "batch_size": 1})
+        assert with_flags(PAPER, {name: by_flag(PAPER)[name]}) == PAPER
+    changed = with_flags(PAPER, {"critic_updates": 2, "generator.blocks": 3, "seed": 7, "batch_size": 1})
     assert recipes.difference(PAPER, changed) == [
         "seed: 0 -> 7",
         "generator.blocks: 9 -> 3",

@@ -1,6 +1,9 @@
 """The study: reproducible draws within the space, ASHA, replay of a record, parameter importance."""
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from deblur.search.record import Metric, State, Trial
+from deblur.config import recipes
+from deblur.search.config import Metric, TuneSettings
+from deblur.search.record import State, Trial
 from deblur.search.space import contains
 from deblur.search.study import MIN_TRIALS, Study, importances
 
@@ -21,10 +26,9 @@ SPACE = {
 }
 
 
-def study(
-    sampler: str = "random", seed: int = 0, metric: Metric = "psnr", grace: int = 100, reduction: int = 2
-) -> Study:
-    return Study(SPACE, metric, sampler, seed, grace, reduction)
+def study(trials: Sequence[Trial] = (), seed: int = 0, reduction: int = 2, **settings: Any) -> Study:
+    recipe = replace(recipes.demo(), seed=seed)
+    return Study(TuneSettings(recipe=recipe, grace_images=100, reduction=reduction, **settings), SPACE, trials)
 
 
 def point(images: int, psnr: float) -> dict[str, float]:
@@ -38,7 +42,7 @@ def draws(count: int, seed: int = 0) -> list[dict]:
 
 def tpe_search(count: int, seed: int, metric: Metric = "psnr") -> list[Trial]:
     """One trial at a time; the best learning rate is 1e-3, which SSIM likes least."""
-    drawing, trials = study("tpe", seed, metric), []
+    drawing, trials = study(sampler="tpe", seed=seed, metric=metric), []
     for number in range(count):
         values = dict(drawing.start(number))
         score = 30 - abs(np.log10(values["generator_lr"] / 1e-3)) - (values["objective"] == "vanilla")
@@ -82,9 +86,7 @@ def test_tpe_follows_the_chosen_metric() -> None:
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_replayed_record_draws_what_the_search_would_have_drawn(sampler: str) -> None:
     whole = tpe_search(20, 0) if sampler == "tpe" else [Trial(number=n, values=v) for n, v in enumerate(draws(20))]
-    resumed = study(sampler)
-    resumed.replay(whole[:15])
-    assert dict(resumed.start(15)) == whole[15].values
+    assert dict(study(whole[:15], sampler=sampler).start(15)) == whole[15].values
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "running", "failed"])
@@ -93,8 +95,7 @@ def test_trials_of_every_state_and_points_outside_the_space_are_replayed(state: 
     outside = {**trials[0].values, "generator_lr": 0.7}
     trials.append(Trial(number=12, values=outside, state=state, curve=[point(100, 99.0)]))
     trials.append(Trial(number=13, values=draws(14)[13]))
-    resumed = study("tpe", reduction=20)
-    resumed.replay(trials)
+    resumed = study(trials, sampler="tpe", reduction=20)
     assert contains(SPACE, resumed.start(14))
     assert resumed.start(15, outside) == outside
     assert resumed.should_stop(15, point(100, 98.0)), "the outside point is compared with the others"
@@ -129,8 +130,7 @@ def test_asha_stops_those_outside_the_best_at_each_rung(curves: list[list[int]],
 
 def test_trials_of_a_replayed_record_are_compared_with() -> None:
     trial = Trial(number=0, values=draws(1)[0], state="finished", curve=[point(100, 30.0), point(200, 31.0)])
-    resumed = study()
-    resumed.replay([trial])
+    resumed = study([trial])
     resumed.start(1)
     resumed.start(2)
     assert resumed.should_stop(1, point(100, 29.0))
