@@ -3,9 +3,9 @@
     with FaultProxy("http://127.0.0.1:9000", Plan(seed=1, share=0.1)) as proxy:
         ...  # clients with AWS_ENDPOINT_URL=proxy.url
 
-Without a fault, requests and responses pass byte for byte, because signatures cover them; each is buffered completely.
-Faults depend only on the plan, the request and the number of its earlier attempts: they are the same with a new bucket
-and in any order of threads.
+Requests pass byte for byte, because signatures cover them, and responses with "Connection: close" added: a connection
+serves one request. Both are buffered completely. Faults depend only on the plan, the request and the number of
+its earlier attempts: they are the same with a new bucket and in any order of threads.
 """
 
 import asyncio
@@ -26,11 +26,7 @@ KINDS = ("cut", "reset", "stall", "unavailable", "corrupt")
 _READ_BUFFER_BYTES = 1 << 20
 # Query parameters that differ between runs, and so must not determine faults.
 _VARYING = re.compile(r"\b(uploadId|continuation-token)=[^&]*")
-_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-_UNAVAILABLE = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-    % (len(_SLOW_DOWN), _SLOW_DOWN)
-)
+_UNAVAILABLE = b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\n\r\n<Error><Code>SlowDown</Code></Error>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +46,8 @@ class Plan:
     """Only requests whose key or query contains it fail."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.kinds) - set(KINDS):
-            raise ValueError(f"kinds {sorted(unknown)} are unknown; expected some of {KINDS}")
-        if not 0 <= self.share <= 1 or (self.share and not self.kinds):
-            raise ValueError(f"share {self.share} of kinds {self.kinds}; expected 0 to 1, and a kind if above 0")
+        if not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(f"kinds {self.kinds}; expected some of {KINDS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +67,8 @@ def choose_fault(plan: Plan, request: str, attempts: int) -> Fault | None:
     is_pass = attempts % (plan.in_a_row + 1) == plan.in_a_row
     if draws.random() >= plan.share or is_pass or plan.match not in request:
         return None
-    return Fault(kind=draws.choice(plan.kinds), where=draws.random(), uploading=draws.random() < 0.5)
+    fault = Fault(kind=draws.choice(plan.kinds), where=draws.random(), uploading=draws.random() < 0.5)
+    return None if fault.kind == "corrupt" and not request.startswith("GET ") else fault
 
 
 def identify(method: str, target: str, byte_range: str) -> str:
@@ -107,8 +102,6 @@ class FaultProxy:
 
     def start(self) -> None:
         """Starts to listen, always on the same port."""
-        if self._thread:
-            return
         listening = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(listening)), daemon=True)
         self._thread.start()
@@ -133,10 +126,9 @@ class FaultProxy:
         # asyncio.run then cancels every _serve.
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """All requests of one connection, which is reset if the client, the server or `stop` ends it early."""
+        """One connection, which is reset if a fault, the client, the server or `stop` ends it early."""
         try:
-            while await self._exchange(reader, writer):
-                pass
+            await self._exchange(reader, writer)
             writer.close()
             await writer.wait_closed()
         except (OSError, EOFError, asyncio.CancelledError):
@@ -146,35 +138,29 @@ class FaultProxy:
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its response. False after the last one of a connection."""
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request and its response."""
         head = await _read_head(reader)
-        method, target, _ = head.first
-        identity = identify(method, target, head.headers.get("range", ""))
-        fault = choose_fault(self.plan, identity, self._attempts[identity])
-        self._attempts[identity] += 1
+        fault = self._next_fault(head)
         if head.headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         upload_bytes = int(head.headers.get("content-length", 0))
         if fault and fault.kind in ("cut", "reset") and fault.uploading and upload_bytes:
             await reader.readexactly(int(fault.where * upload_bytes))
-            return await self._end(fault, writer)
+            return await self._respond(b"", fault, writer)
         request = head.raw + await _read_body(reader, head)
         if fault and fault.kind == "unavailable":
-            writer.write(_UNAVAILABLE)
-            return await self._end(fault, writer)
-        response, body = await self._forward(method, request)
-        at = int(fault.where * len(body)) if fault else 0
-        if fault and fault.kind != "corrupt":
-            # Without a body, the head alone would be a complete response.
-            writer.write(response.raw + body[:at] if body else b"")
-            return await self._end(fault, writer)
-        if fault and method == "GET" and body:
-            self.injected["corrupt"] += 1
-            body = body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
-        writer.write(response.raw + body)
-        await writer.drain()
-        return response.first[0] == "HTTP/1.1" and response.headers.get("connection", "").lower() != "close"
+            return await self._respond(_UNAVAILABLE, fault, writer)
+        response, body = await self._forward(head.first[0], request)
+        if fault and fault.kind == "corrupt" and not body:
+            fault = None
+        await self._respond(_with_fault(response, body, fault), fault, writer)
+
+    def _next_fault(self, head: "_Head") -> Fault | None:
+        method, target, _ = head.first
+        request = identify(method, target, head.headers.get("range", ""))
+        self._attempts[request] += 1
+        return choose_fault(self.plan, request, self._attempts[request] - 1)
 
     async def _forward(self, method: str, request: bytes) -> tuple["_Head", bytes]:
         """The server's response: its head and its body."""
@@ -189,15 +175,15 @@ class FaultProxy:
         finally:
             writer.close()
 
-    async def _end(self, fault: Fault, writer: asyncio.StreamWriter) -> bool:
-        """Ends the connection by a fault, after what was written."""
-        self.injected[fault.kind] += 1
+    async def _respond(self, data: bytes, fault: Fault | None, writer: asyncio.StreamWriter) -> None:
+        if fault:
+            self.injected[fault.kind] += 1
+        writer.write(data)
         await writer.drain()
-        if fault.kind == "stall":
+        if fault and fault.kind == "stall":
             await asyncio.sleep(self.plan.stall_s)
-        if fault.kind == "reset":
+        if fault and fault.kind == "reset":
             raise ConnectionResetError
-        return False
 
 
 @dataclass(frozen=True)
@@ -207,6 +193,17 @@ class _Head:
     raw: bytes
     first: list[str]
     headers: http.client.HTTPMessage
+
+
+def _with_fault(response: _Head, body: bytes, fault: Fault | None) -> bytes:
+    """What the client gets of a response."""
+    head = response.raw.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    if not fault:
+        return head + body
+    at = int(fault.where * len(body))
+    if fault.kind == "corrupt":
+        return head + body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
+    return head + body[:at] if body else b""  # the head alone would be a complete response without a body
 
 
 async def _read_head(reader: asyncio.StreamReader) -> _Head:
