@@ -39,7 +39,7 @@ class Plan:
     kinds: tuple[str, ...] = ("cut", "reset", "unavailable")
     """Some of KINDS, equally likely. "corrupt" affects only GETs with a body."""
     in_a_row: int = 3
-    """Maximum number of consecutive faults of one request; then an attempt passes."""
+    """Maximum number of consecutive faults of one request (a resumed read is the same one); then an attempt passes."""
     stall_s: float = 60.0
     """Silence of a stalled response after its first bytes; then the connection is closed."""
     match: str = ""
@@ -176,6 +176,7 @@ class FaultProxy:
             writer.close()
 
     async def _respond(self, data: bytes, fault: Fault | None, writer: asyncio.StreamWriter) -> None:
+        """Sends the data; then the fault determines how the connection ends."""
         if fault:
             self.injected[fault.kind] += 1
         writer.write(data)
