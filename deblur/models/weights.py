@@ -3,7 +3,6 @@
 from io import BytesIO
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -36,6 +35,8 @@ def read_weights(source: str, hint: str, nested: str = "") -> dict[str, Tensor]:
     hint    ends the message of the InputError for a file without a state dict
     nested  a name under which the file may have the state dict, as BasicSR's have
     """
+    import safetensors.torch  # here: benchmarks of random weights run where only torch is installed
+
     data = read_url(source)
     try:
         if source.endswith(".safetensors"):
@@ -63,6 +64,8 @@ def refuse_other_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], 
 
 def encode_generator(weights: dict[str, Tensor], recipe: Recipe) -> bytes:
     """A generator.safetensors: the weights, and the recipe that they belong to in the metadata."""
+    import safetensors.torch  # as above
+
     # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     return safetensors.torch.save(contiguous, metadata={"recipe": recipes.to_json(recipe)})
