@@ -1,4 +1,4 @@
-"""Camera blur: ranges, alignment, light and shares of the random pairs, and the average of frames against a plain loop."""
+"""Camera blur: ranges, alignment, light and shares of the random pairs, and frames averaged by a plain loop."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,9 +34,7 @@ from tests.datasets import picture
 
 DEFAULT = CameraBlurSettings()
 # Only the motion, in linear light with gamma 2.2.
-BARE = replace(
-    DEFAULT, unblurred_share=0, highlight_share=0, noise_share=0, jpeg_share=0, linear_share=1, srgb_share=0
-)
+BARE = replace(DEFAULT, unblurred_share=0, highlight_share=0, noise_share=0, jpeg_share=0, linear_share=1, srgb_share=0)
 SHAKE, FRAMES = replace(BARE, shake_share=1), replace(BARE, shake_share=0)
 KINDS = pytest.mark.parametrize("kind", [SHAKE, FRAMES], ids=["shake", "frames"])
 seeds = st.integers(0, 2**31)
@@ -205,7 +203,8 @@ def test_motion_keeps_the_mean_brightness_in_linear_light(kind: CameraBlurSettin
     for seed in range(6):
         sharp = picture(seed, 120, 200)
         blurred = camera_blurred(sharp, seed, kind)
-        before, after = (float(to_linear(torch.from_numpy(side / 255.0), srgb=False).mean()) for side in (sharp, blurred))
+        both = (torch.from_numpy(side / 255.0) for side in (sharp, blurred))
+        before, after = (float(to_linear(side, srgb=False).mean()) for side in both)
         assert after == pytest.approx(before, rel=0.02)
         assert not np.array_equal(blurred, sharp)
 
@@ -254,9 +253,7 @@ def test_a_highlight_leaves_a_saturated_trail(kind: CameraBlurSettings) -> None:
     plain = replace(kind, shake_length=(60.0, 60.0), **fixed(60.0))
     lit = replace(plain, highlight_share=1, highlight_factor=(4.0, 4.0))
     for seed in range(4):
-        white, boosted_white = (
-            (camera_blurred(night, seed, which) == 255).all(axis=2).sum() for which in (plain, lit)
-        )
+        white, boosted_white = ((camera_blurred(night, seed, which) == 255).all(axis=2).sum() for which in (plain, lit))
         assert boosted_white > white, seed
         assert camera_blurred(night, seed, lit).astype(int).sum() > camera_blurred(night, seed, plain).astype(int).sum()
 
@@ -291,7 +288,7 @@ def test_a_lower_jpeg_quality_is_further_from_the_picture() -> None:
     sharp = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     still = replace(DEFAULT, unblurred_share=1, noise_share=0, jpeg_share=1)
     errors = [
-        np.square(camera_blurred(sharp, 0, replace(still, jpeg_quality=(quality, quality))).astype(float) - sharp).mean()
-        for quality in (60, 98)
+        np.square(camera_blurred(sharp, 0, replace(still, jpeg_quality=(q, q))).astype(float) - sharp).mean()
+        for q in (60, 98)
     ]
     assert errors[0] > errors[1] > 0

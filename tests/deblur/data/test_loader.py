@@ -227,9 +227,7 @@ def test_bad_samples_are_counted_at_each_use_and_logged_once(tmp_path: Path, cap
 def test_too_many_bad_samples_are_an_error_with_names(tmp_path: Path) -> None:
     dataset = with_bad(tmp_path, *range(4))
     read(dataset, 20, bad=BadSamples(4 / 23 * 5, 23))
-    with pytest.raises(
-        InputError, match=r"--max-bad-share 0\.1 .*t-00"
-    ):
+    with pytest.raises(InputError, match=r"--max-bad-share 0\.1 .*t-00"):
         read(dataset, 20, bad=BadSamples(0.1, 23))
 
 

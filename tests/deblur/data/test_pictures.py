@@ -23,7 +23,7 @@ def encoded(mode: str, kind: str, **options: object) -> bytes:
 
 
 def interlaced() -> bytes:
-    """Adam7 by its definition (ISO/IEC 15948, 8.2), which Pillow cannot write: seven small pictures, one after another."""
+    """Adam7 by its definition (ISO/IEC 15948, 8.2), which Pillow cannot write: seven small pictures in turn."""
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     rows = [row for top, left, down, right in passes for row in PIXELS[top::down, left::right]]
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 1))]

@@ -95,5 +95,5 @@ def test_more_ranks_than_shards_are_allowed() -> None:
 
 
 def test_images_seen_must_be_a_multiple_of_the_batch_size() -> None:
-    with pytest.raises(ValueError, match="6 images.*batch size 4"):
+    with pytest.raises(ValueError, match=r"6 images.*batch size 4"):
         Plan(shard_sizes=(64,), batch_size=4, seed=0).locate(6)
