@@ -91,7 +91,7 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(DemoSettings, description=__doc__, prog="python -m deblur.demo")
-        print(json.dumps(demo(settings, recipes.demo())))
+        print(json.dumps(demo(settings, recipes.fine_tune())))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from deblur.models.layers import crop, pad
 class FastUNet(nn.Module):
     """Residual blocks on as many levels as `encoder_blocks` has, and `middle_blocks` below; skips are added.
 
-    Level n has `filters` * 2**n channels at 1 / 2**(n + 1) of the resolution. 1,639,244 parameters with 32 filters and
+    Level n has `filters` * 2**n channels at 1 / 2**(n + 1) of the resolution. 923,772 parameters with 24 filters and
     blocks 2, 2 / 4 / 2, 2. Starts as the identity. Local: a pixel depends on its neighbourhood only.
     """
 

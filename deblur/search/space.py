@@ -50,12 +50,14 @@ def space_of(recipe: Recipe, items: Sequence[str], fixed: Iterable[str] = ()) ->
 def _default_space(recipe: Recipe) -> dict[str, str]:
     """The space around the recipe's own values, as the user would write it; what is 0 there is not searched."""
     values = by_flag(recipe)
+    space = {name: f"{values[name] / FACTOR:.4g}:{values[name] * FACTOR:.4g}" for name in SCALED if values[name]}
+    if not recipe.loss.adversarial_weight:
+        return {name: text for name, text in space.items() if name not in ("penalty_weight", "critic_lr")}
     objectives = []
     for objective in get_args(Objective):
         with contextlib.suppress(InputError):  # some objectives do not go with every critic
             with_flags(recipe, {"objective": objective})
             objectives.append(objective)
-    space = {name: f"{values[name] / FACTOR:.4g}:{values[name] * FACTOR:.4g}" for name in SCALED if values[name]}
     return space | {"critic_updates": CRITIC_UPDATES, "objective": ",".join(objectives)}
 
 

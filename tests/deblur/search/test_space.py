@@ -46,6 +46,7 @@ def test_what_a_recipe_switches_off_is_not_searched() -> None:
     space = space_of(recipes.blog(), [])
     assert "penalty_weight" not in space
     assert {"wgan-gp", "vanilla"}.isdisjoint(space["objective"].choices)
+    assert set(space_of(recipes.fidelity(), [])) == {"generator_lr"}
 
 
 def test_given_flags_fix_and_items_narrow_add_and_fix() -> None:
