@@ -80,13 +80,13 @@ class CameraBlurSettings:
     """Brightness of white in linear light, relative to the value at which it is clipped."""
     highlight_threshold: float = 0.7
     """Linear light above which values are boosted, smoothly, in [0, 1)."""
-    noise_share: float = 0.5
+    noise_share: float = 0.3
     """Share with noise."""
     read_noise: Range = (0.0, 0.01)
     """Standard deviation of the noise that is the same everywhere, relative to white, in stored values."""
     shot_noise: Range = (0.0, 0.01)
     """Standard deviation at white of the noise whose variance is proportional to the stored value."""
-    jpeg_share: float = 0.33
+    jpeg_share: float = 0.2
     """Share compressed as JPEG."""
     jpeg_quality: tuple[int, int] = (60, 98)
     """Pillow's quality, both ends included."""
@@ -134,8 +134,8 @@ def _scale(height: int, width: int) -> float:
 
 
 def _length(draw: np.random.Generator, within: Range) -> float:
-    """More often short than long, as in GOPRO."""
-    return within[0] + (within[1] - within[0]) * draw.random() ** 1.5
+    """More often short than long, as in photographs that somebody keeps: half are below an eighth of the range."""
+    return within[0] + (within[1] - within[0]) * draw.random() ** 3
 
 
 def shake_path(draw: np.random.Generator, settings: CameraBlurSettings, scale: float) -> np.ndarray:
