@@ -23,7 +23,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import alternate, pick_device
 from benchmarks.update import matmul_rate
 from deblur.config import recipes
-from deblur.inference.tiles import MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture, spans
+from deblur.inference.pieces import MAX_PIXELS
+from deblur.inference.tiles import MARGIN, RAMP, TILE, restore_picture, spans
 from deblur.models.build import build_generator
 
 _Size = tuple[int, int]  # width, height

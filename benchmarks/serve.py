@@ -27,8 +27,7 @@ from benchmarks.restore import generator_of, picture_of
 from benchmarks.timing import alternate, pick_device
 from deblur.app.batching import Batcher, most_pixels
 from deblur.data import pictures
-from deblur.inference.pieces import Piece, PieceRunner
-from deblur.inference.tiles import MAX_PIXELS
+from deblur.inference.pieces import MAX_PIXELS, Piece, PieceRunner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from deblur.inference.pieces import Piece
-from deblur.inference.tiles import MAX_PIXELS
+from deblur.inference.pieces import MAX_PIXELS, Piece
 
 # On CPUs one piece of 256x256 keeps the cores busy, and larger batches only miss the caches (benchmarks/README.md).
 MAX_CPU_PIXELS = 256 * 256

@@ -129,7 +129,7 @@ class Web:
 
     async def _restore_pixels(self, picture: np.ndarray) -> np.ndarray:
         """The restored picture; its pieces share batches with those of other requests."""
-        steps = restoring(picture, self._runner.has_statistics)
+        steps = restoring(picture, self._runner.has_statistics, max_pixels=self._runner.max_pixels)
         step = await _in_thread(advance, steps)
         while isinstance(step, list):
             futures = [asyncio.wrap_future(self._batcher.submit(piece)) for piece in step]

@@ -20,7 +20,7 @@ from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.pictures import SUFFIXES
 from deblur.inference.photograph import read_photograph, write_photograph
-from deblur.inference.tiles import FACTOR, MARGIN, MAX_PIXELS, RAMP, TILE, restore_picture
+from deblur.inference.tiles import FACTOR, MARGIN, RAMP, TILE, restore_picture
 from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
 
 MADE_BY = "restored-by.json"
@@ -121,7 +121,7 @@ def restore_file(
 ) -> bytes:
     """The restored photograph as a file in the suffix's format. Raises InputError with its name."""
     photograph = read_photograph(data, name)
-    max_pixels, side = (0, tile) if tile else (MAX_PIXELS, TILE)
+    max_pixels, side = (0, tile) if tile else (None, TILE)
     restored = restore_picture(generator, photograph.pixels, device=device, max_pixels=max_pixels, tile=side)
     return write_photograph(photograph, restored, name, suffix)
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from deblur.models.pixels import from_uint8
 
+MAX_PIXELS = 4_000_000  # the paper's generator needs about 1 KB of memory per pixel
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
@@ -64,6 +66,11 @@ class PieceRunner:
     def has_statistics(self) -> bool:
         """Whether tiles need the statistics of their whole picture."""
         return self.num_channels > 0
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest picture that is restored at once; larger ones are restored in tiles."""
+        return int(getattr(self._generator, "max_pixels", MAX_PIXELS))
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> list[Tensor]:

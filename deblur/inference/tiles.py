@@ -25,12 +25,10 @@ FACTOR = 256
 # At least the receptive radius of the local networks. The ResNet with 9 blocks: two 3x3 convolutions per block at a
 # quarter of the resolution are 2 x 4 pixels, 72 in all; first layer, halvings, doublings and the last 7x7 layer add at
 # most 18. The fast U-Net of the embedded model: 2 x 8 pixels for each of 4 blocks, 2 x 4 and 2 x 2 for 4 blocks each,
-# and at most 12 for the other layers, 124. pix2pix' U-Net and NAFNet see further: tiles
-# approximate.
+# and at most 12 for the other layers, 124. pix2pix' U-Net, NAFNet and MAXIM see further: tiles approximate.
 MARGIN = 128
 RAMP = 16  # pixels over which one tile fades into the next
 TILE = 1024
-MAX_PIXELS = 4_000_000  # the paper's generator needs about 1 KB per pixel
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +38,19 @@ def restore_picture(
     picture: np.ndarray,
     *,
     device: torch.device | str,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     tile: int = TILE,
 ) -> np.ndarray:
     """Restores a picture; in tiles of `tile` pixels if it exceeds `max_pixels` or the GPU's memory.
 
-    generator  in eval mode, on the device
-    picture    [H, W, 3]  uint8 RGB
-    returns    [H, W, 3]  uint8 RGB, rounded
+    generator   in eval mode, on the device
+    picture     [H, W, 3]  uint8 RGB
+    max_pixels  default: the generator's `PieceRunner.max_pixels`
+    returns     [H, W, 3]  uint8 RGB, rounded
     """
     runner = PieceRunner(generator, device)
-    steps = restoring(picture, runner.has_statistics, max_pixels=max_pixels, tile=tile)
+    limit = runner.max_pixels if max_pixels is None else max_pixels
+    steps = restoring(picture, runner.has_statistics, max_pixels=limit, tile=tile)
     wanted = advance(steps)
     while isinstance(wanted, list):
         wanted = advance(steps, _results(runner, wanted))
@@ -79,8 +79,8 @@ def advance(steps: Steps, results: list[Tensor] | torch.OutOfMemoryError | None 
         return picture
 
 
-def restoring(picture: np.ndarray, has_statistics: bool, *, max_pixels: int = MAX_PIXELS, tile: int = TILE) -> Steps:
-    """The steps of `restore_picture`; for `has_statistics` see `PieceRunner`."""
+def restoring(picture: np.ndarray, has_statistics: bool, *, max_pixels: int, tile: int = TILE) -> Steps:
+    """The steps of `restore_picture`; for `has_statistics` and `max_pixels` see `PieceRunner`."""
     height, width = picture.shape[:2]
     if height * width <= max_pixels:
         try:

@@ -30,6 +30,9 @@ class Maxim(nn.Module):
     frames to 32.88. A whole frame needs 4.2 GB of memory.
     """
 
+    max_pixels = 1024 * 1024
+    """Larger pictures are restored in tiles."""
+
     def __init__(self, *, filters: int = 32, stages: int = 3) -> None:
         super().__init__()
         self.stages = nn.ModuleList(

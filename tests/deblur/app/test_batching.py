@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from deblur.app.batching import Batcher, most_pixels
-from deblur.inference.pieces import Piece
-from deblur.inference.tiles import MAX_PIXELS
+from deblur.inference.pieces import MAX_PIXELS, Piece
 
 
 def piece(value: int, height: int = 4, width: int = 4, measured: bool = False) -> Piece:

@@ -148,6 +148,15 @@ def test_only_pictures_over_the_limit_are_restored_in_tiles() -> None:
     assert recorder.sizes == [(40, SMALLEST), (40, 700 - FACTOR)]
 
 
+def test_a_generator_may_lower_the_limit() -> None:
+    picture, recorder = _photograph(40, 1100), _Recorder()
+    recorder.max_pixels = 40 * 1100
+    restore_picture(recorder, picture, device="cpu")
+    recorder.max_pixels -= 1
+    np.testing.assert_array_equal(restore_picture(recorder, picture, device="cpu"), picture)
+    assert recorder.sizes == [(40, 1100), (40, 1024), (40, 1100 - FACTOR)]
+
+
 def test_out_of_memory_falls_back_to_tiles_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     picture, recorder = _photograph(40, 700), _Recorder(limit=22_000)
     with caplog.at_level(logging.WARNING):
