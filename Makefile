@@ -5,7 +5,7 @@
 # make long           the tests that are too slow for CI
 # make gpu            the tests that need GPUs, in the Python that has them
 # make lint, format   ruff and mypy; what ruff can fix
-# make serve RUN=runs/demo     the app with that run's model, at http://127.0.0.1:8000
+# make serve RUN=runs/demo     the app with a run's model (default: the embedded one), at http://127.0.0.1:8000
 # make monitor RUN=runs/demo   a Prometheus on this machine that scrapes a run, with our alerts
 # make manifests      regenerates the manifests that repeat k8s/raycluster.yaml, and the dashboards
 # make constraints    writes constraints.txt from what is installed
@@ -42,7 +42,7 @@ long: $(READY)
 	$(BIN)/python -m pytest -m long
 
 serve: $(READY)
-	$(BIN)/python -m deblur.serve --model $(or $(RUN),runs/demo)
+	$(BIN)/python -m deblur.serve --model $(or $(RUN),embedded)
 
 monitor: $(READY)
 	$(BIN)/python k8s/monitoring/local.py $(RUN)

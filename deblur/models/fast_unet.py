@@ -1,4 +1,4 @@
-"""A U-Net of plain 3x3 convolutions: the most restoration per second on CPUs (docs/training.md has the comparison).
+"""A U-Net of plain 3x3 convolutions: the most restoration per second on CPUs (benchmarks/README.md has the comparison).
 
 Like the U-Nets of plain residual blocks in NAFNet's ablation (arXiv:2204.04676, section 3) without normalisation, on
 half-resolution pixels (pixel-unshuffle, arXiv:1609.05158), so that no convolution runs at full resolution.
