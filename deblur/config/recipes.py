@@ -251,7 +251,7 @@ def paper() -> Recipe:
 
 
 def demo() -> Recipe:
-    """Minutes on two cores from nothing, without downloads: small networks and crops, random features, and a pixel loss.
+    """Minutes on two cores from scratch, without downloads: small networks, random features, and a pixel loss.
 
     Random features of VGG's first layer respond to edges only; most of the gain comes from the pixel loss. In so few
     updates no normalisation beats InstanceNorm, which removes the contrast from the generator's view.
