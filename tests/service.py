@@ -33,13 +33,13 @@ def write_model(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running_service(model: Path, log: Path, *arguments: str, **environment: str) -> Iterator[str]:
-    """The address of a service that runs for the duration of the context."""
+def running_service(model: Path | None, log: Path, *arguments: str, **environment: str) -> Iterator[str]:
+    """The address of a service that runs for the duration of the context; without a model, of the embedded one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "deblur.serve", "--model", str(model), "--port", str(port), *arguments]
-    command += ["--metrics-port", str(port + _METRICS)]
+    command = [sys.executable, "-m", "deblur.serve", "--port", str(port), *arguments]
+    command += ["--metrics-port", str(port + _METRICS), *(["--model", str(model)] if model else [])]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT

@@ -43,7 +43,7 @@ class BlurredPhotograph:
 def blurred_photographs(split: str) -> Iterator[BlurredPhotograph]:
     """Every photograph of a split with each of its blurs; deterministic in order and pixels."""
     for nth, name in enumerate(PHOTOGRAPHS[split]):
-        sharp = _rgb(_load(name))
+        sharp = photograph(name)
         for variant in range(BLURS[split]):
             yield BlurredPhotograph(
                 key=f"{name}-{variant:02d}",
@@ -53,11 +53,8 @@ def blurred_photographs(split: str) -> Iterator[BlurredPhotograph]:
             )
 
 
-def _load(name: str) -> np.ndarray:
+def photograph(name: str) -> np.ndarray:
+    """One of PHOTOGRAPHS, sharp: uint8 [H, W, 3]."""
     loaded = getattr(skimage.data, name)()
-    return np.asarray(loaded[0] if isinstance(loaded, tuple) else loaded)  # the left one of the stereo pair
-
-
-def _rgb(picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] of RGB, RGBA or grey."""
+    picture = np.asarray(loaded[0] if isinstance(loaded, tuple) else loaded)  # the left one of the stereo pair
     return np.ascontiguousarray(np.stack([picture] * 3, axis=-1) if picture.ndim == 2 else picture[..., :3])

@@ -14,9 +14,11 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
+from deblur.data.sample_set import blurred_photographs
 from deblur.inference.bulk import restore_file
 from deblur.models.trained import load_model
 from tests.datasets import picture
+from tests.service import running_service
 
 expect.set_options(timeout=30_000)  # the service shares two cores with other tests
 ARGUMENTS = [
@@ -269,6 +271,20 @@ def test_download_equals_the_output_of_the_command(page: Page, service_model: Pa
     expected = decoded(restore_file(load_model(str(service_model), cpu), data, "street", f".{ending}", cpu))
     most = 1 if ending == "png" else 4  # a level more or less is more behind a lossy format
     assert np.abs(decoded(download.value.path().read_bytes()) - expected).max() <= most
+
+
+def test_the_page_sharpens_a_photograph_with_the_embedded_model(browser: Browser, tmp_path: Path) -> None:
+    (pair,) = blurred_photographs("test")
+    with running_service(None, tmp_path / "log") as address, browser.new_page() as page:
+        page.goto(address)
+        choose(page, encoded(pair.blurred))
+        expect_result(page)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download").click()
+        restored = decoded(download.value.path().read_bytes())
+    sharp = pair.sharp.astype(int)
+    before, after = (np.square(side - sharp).mean() for side in (pair.blurred.astype(int), restored))
+    assert 10 * np.log10(before / after) > 0.5  # dB
 
 
 @pytest.mark.parametrize(
