@@ -324,7 +324,7 @@ def looks() -> Recipe:
 def fine_tune() -> Recipe:
     """Minutes on two cores: adapts the model inside the package to other pictures, with a small critic.
 
-    For `--init-from embedded`, or a run of `fidelity` or `looks`: the learning rate is too low to start from nothing.
+    For `--init-from embedded`, or a run of `fidelity` or `looks`: it has no time to start from nothing.
     """
     recipe = fidelity()
     return dataclasses.replace(
@@ -334,7 +334,7 @@ def fine_tune() -> Recipe:
         loss=dataclasses.replace(
             recipe.loss, objective="relativistic-least-squares", critic_updates=1, adversarial_weight=0.0005
         ),
-        adam=dataclasses.replace(recipe.adam, generator_lr=3e-4, warmup_images=400, ema_halflife_images=500),
+        adam=dataclasses.replace(recipe.adam, generator_lr=8e-4, warmup_images=400, ema_halflife_images=500),
         data=dataclasses.replace(recipe.data, batch_size=4, images=8_000),
     )
 
