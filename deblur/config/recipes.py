@@ -334,7 +334,7 @@ def fine_tune() -> Recipe:
         loss=dataclasses.replace(
             recipe.loss, objective="relativistic-least-squares", critic_updates=1, adversarial_weight=0.0005
         ),
-        adam=dataclasses.replace(recipe.adam, generator_lr=8e-4, warmup_images=400, ema_halflife_images=500),
+        adam=dataclasses.replace(recipe.adam, generator_lr=3e-4, warmup_images=400, ema_halflife_images=500),
         data=dataclasses.replace(recipe.data, batch_size=4, images=8_000),
     )
 
