@@ -1,4 +1,4 @@
-"""A U-Net of plain 3x3 convolutions: the most restoration per second on CPUs (benchmarks/README.md has the comparison).
+"""A small U-Net of plain 3x3 convolutions, for CPUs; its cost and quality are in benchmarks/README.md.
 
 Like the U-Nets of plain residual blocks in NAFNet's ablation (arXiv:2204.04676, section 3) without normalisation, on
 half-resolution pixels (pixel-unshuffle, arXiv:1609.05158), so that no convolution runs at full resolution.
