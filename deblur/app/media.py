@@ -1,6 +1,7 @@
 """Media types of requests and responses, and content negotiation."""
 
-from deblur.inference.photograph import Photograph, obstacle
+from deblur.data.photographs import Photograph
+from deblur.inference.photograph import obstacle
 
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 TYPES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}

@@ -26,8 +26,9 @@ from cluster.exporter import Metrics
 from cluster.gate import Application, Limits
 from deblur.app.batching import Batcher, most_pixels
 from deblur.app.media import SUFFIXES, TYPES, NotAcceptable, answer_type
+from deblur.data.photographs import read_photograph
 from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
-from deblur.inference.photograph import read_photograph, write_photograph
+from deblur.inference.photograph import write_photograph
 from deblur.inference.pieces import PieceRunner
 from deblur.inference.tiles import advance, restoring
 

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 
 from cluster.errors import InputError
@@ -38,10 +39,21 @@ def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
     return picture
 
 
-def decode(data: bytes, name: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """uint8 RGB [H, W, 3] of a file's bytes, or only of its pixels in a box (left, top, right, bottom).
+def upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
+    """(width, height) after the EXIF orientation is applied."""
+    width, height = picture.size
+    try:
+        turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
+    except Exception:  # damaged EXIF raises many kinds of errors; it is ignored when decoding, too
+        turned = False
+    return (height, width) if turned else (width, height)
 
-    Rows of a PNG below the box are neither decoded nor checked. Raises Undecodable naming the picture.
+
+def decode(data: bytes, name: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a packed picture's bytes, or only of its pixels in a box (left, top, right, bottom).
+
+    Other files are decoded by photographs.py. Rows of a PNG below the box are neither decoded nor checked. Raises
+    Undecodable naming the picture.
     """
     picture = open_picture(_top(data, box[3]) if box else data, name)
     try:

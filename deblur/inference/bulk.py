@@ -18,8 +18,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cluster.errors import FINAL, InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
+from deblur.data.photographs import read_photograph
 from deblur.data.pictures import SUFFIXES
-from deblur.inference.photograph import read_photograph, write_photograph
+from deblur.inference.photograph import write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, RAMP, TILE, restore_picture
 from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
 

@@ -1,91 +1,17 @@
-"""Reads and writes photographs, keeping orientation, alpha, grey and colour profile."""
+"""Encodes restored photographs, keeping alpha, grey and colour profile."""
 
-import contextlib
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageCms
-import PIL.ImageOps
 
 from cluster.errors import InputError
-from deblur.data.pictures import open_picture
+from deblur.data.photographs import Photograph
 
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}  # else JPEG
 _WITHOUT_ALPHA = ("JPEG", "BMP")
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # in pixels, limits of libjpeg and libwebp
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photograph:
-    """The content of a file, with its EXIF orientation applied."""
-
-    pixels: np.ndarray
-    """[H, W, 3] uint8 RGB; three equal channels if grey."""
-    alpha: np.ndarray | None
-    """[H, W] uint8."""
-    grey: bool
-    profile: bytes | None
-    """ICC profile of the pixels."""
-
-
-def read_photograph(data: bytes, name: str) -> Photograph:
-    """Decodes a file. Raises InputError with its name if it is not a single photograph of 8 or 16 bits."""
-    picture = open_picture(data, name)
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":  # a phone's MPO is one photograph, then depth and gain maps
-        raise InputError(f"{name}: holds {frames} pictures; split it into one file each")
-    if picture.mode in ("I", "F"):
-        raise InputError(f"{name}: has 32 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits")
-    try:
-        return _photograph(_upright(picture))
-    except Exception as error:
-        raise InputError(f"{name}: does not decode ({error}); replace or remove it") from error
-
-
-def _photograph(picture: PIL.Image.Image) -> Photograph:
-    grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I;16")
-    if picture.mode in ("CMYK", "LAB"):
-        picture = _in_srgb(picture)
-    profile = picture.info.get("icc_profile")
-    if picture.mode.startswith("I;16"):
-        picture = _eight_bits(picture)
-    alpha = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
-    pixels = np.array(picture.convert("RGBA" if alpha is not None else "RGB"))[..., :3]
-    return Photograph(pixels=pixels, alpha=alpha, grey=grey, profile=profile)
-
-
-def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    picture.load()  # errors here are not caused by EXIF
-    try:
-        return PIL.ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF raises many kinds of errors; the pixels are intact
-        return picture
-
-
-def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """16-bit to 8-bit grey, with alpha if one value means transparent."""
-    # Not by Pillow: some versions clip at 255, others take the high byte.
-    values = np.asarray(picture).astype(np.float32)
-    grey = PIL.Image.fromarray((values / 257).round().astype(np.uint8))
-    clear = picture.info.get("transparency")
-    if clear is not None:
-        grey.putalpha(PIL.Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return grey
-
-
-def _in_srgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Converts CMYK or LAB to sRGB, by the picture's colour profile if it has a valid one."""
-    profile = picture.info.get("icc_profile")
-    if profile:
-        with contextlib.suppress(PIL.ImageCms.PyCMSError, OSError):
-            own, srgb = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
-            picture = PIL.ImageCms.profileToProfile(picture, own, srgb, outputMode="RGB") or picture
-    picture = picture.convert("RGB")
-    picture.info.pop("icc_profile", None)
-    return picture
 
 
 def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suffix: str) -> bytes:

@@ -8,7 +8,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from deblur.app.media import SUFFIXES, NotAcceptable, answer_type, quality
-from deblur.inference.photograph import Photograph
+from deblur.data.photographs import Photograph
 
 RANGES = ["*/*", "image/*", "image/jpeg", "image/png", "image/webp", "image/avif", "text/html"]
 

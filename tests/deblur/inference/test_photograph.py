@@ -9,7 +9,8 @@ import PIL.ImageCms
 import pytest
 
 from cluster.errors import InputError
-from deblur.inference.photograph import Photograph, obstacle, read_photograph, write_photograph
+from deblur.data.photographs import Photograph, read_photograph
+from deblur.inference.photograph import obstacle, write_photograph
 from tests.datasets import picture
 
 CYAN = (140, 91, 78)  # L, a and b as 8 bits: nothing like the cyan of a plain conversion
