@@ -20,7 +20,7 @@ import PIL.ImageFont
 
 from benchmarks.command import option, run
 from cluster.errors import InputError
-from deblur.data import pairs, pictures
+from deblur.data import layouts, pictures
 from deblur.data.blur import blurred as paper_blurred
 from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 
@@ -48,7 +48,7 @@ class Settings:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Percentiles of each source. Raises InputError if a folder has no pictures."""
-    photos = pairs.find_photographs(Path(settings.photos))
+    photos = layouts.find(Path(settings.photos), "photographs").photographs
     sources: dict[str, Iterable[Blurry]] = {"paper": _paper(photos, settings.variants)}
     sources |= {name: _camera(photos, kind, settings.variants) for name, kind in KINDS.items()}
     if settings.gopro:
@@ -77,9 +77,9 @@ def gradient_ratio(blurred: np.ndarray, sharp: np.ndarray) -> float:
     return float(sums[0] / max(sums[1], 1e-9))
 
 
-def gopro_pairs(root: str, blur: pairs.GoproBlur) -> Iterator[Blurry]:
+def gopro_pairs(root: str, blur: layouts.GoproBlur) -> Iterator[Blurry]:
     """All pairs of a GOPRO tree."""
-    found = [pair for split in ("train", "test") for pair in pairs.find_gopro(Path(root), split, blur)]
+    found = [pair for pairs in layouts.find(Path(root), blur=blur).splits.values() for pair in pairs]
     if not found:
         raise InputError(f"--gopro {root}: has no pairs of GOPRO_Large's layout; expected train/SCENE/{blur}/*.png")
     return ((read(pair.blurred), read(pair.sharp)) for pair in found)
@@ -89,21 +89,21 @@ def read(path: Path) -> np.ndarray:
     return pictures.decode(path.read_bytes(), str(path))
 
 
-def _paper(photos: list[pairs.Photograph], variants: int) -> Iterator[Blurry]:
+def _paper(photos: list[layouts.Photograph], variants: int) -> Iterator[Blurry]:
     for nth, photo in enumerate(photos):
         sharp = read(photo.path)
         for variant in range(variants):
             yield paper_blurred(sharp, (nth, variant)), sharp
 
 
-def _camera(photos: list[pairs.Photograph], kind: CameraBlurSettings, variants: int) -> Iterator[Blurry]:
+def _camera(photos: list[layouts.Photograph], kind: CameraBlurSettings, variants: int) -> Iterator[Blurry]:
     for nth, photo in enumerate(photos):
         sharp = read(photo.path)
         for variant in range(variants):
             yield camera_blurred(sharp, (nth, variant), kind), sharp
 
 
-def sheet(photos: list[pairs.Photograph], gopro: str | None) -> bytes:
+def sheet(photos: list[layouts.Photograph], gopro: str | None) -> bytes:
     """A JPEG of crops, a row per kind, of at most SHEET_BYTES."""
     rows: list[tuple[str, list[np.ndarray]]] = []
     if gopro:

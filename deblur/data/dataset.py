@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from cluster.errors import InputError
-from cluster.storage import Retry, Store, open_store
+from cluster.storage import Retry, Store, join, open_store
 from cluster.storage.cache import Cache
 from deblur.data.shards import Index, Sample, Shard, read_index
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's store, its index, and optionally this node's disk cache of its shards."""
+    """The store of a dataset's shards, its index, and optionally this node's disk cache of its shards."""
 
     store: Store
     index: Index
@@ -30,8 +30,14 @@ class Dataset:
 
 def open_dataset(url: str, retry: Retry | None = None) -> Dataset:
     """The dataset at a URL. Raises InputError if there is none, or if its training split is empty."""
+    dataset = read_dataset(url, retry)
+    if not dataset.index.splits["train"].num_samples:
+        raise InputError(f"{url}: the training split is empty; pack it again")
+    return dataset
+
+
+def read_dataset(url: str, retry: Retry | None = None) -> Dataset:
+    """The dataset at a URL, for any of its splits. Raises like `read_index`."""
     store = open_store(url, retry)
     index = read_index(store)
-    if not index.splits["train"].num_samples:
-        raise InputError(f"{store.url}: the training split is empty; pack it again")
-    return Dataset(store, index)
+    return Dataset(open_store(join(store.url, index.folder), retry) if index.folder else store, index)

@@ -1,109 +1,67 @@
-"""Packing: reads the pictures of a source, writes the shards and the index of a dataset."""
+"""Packing: writes the shards and the index of a dataset."""
 
 import re
 import tempfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from cluster.errors import InputError
+from cluster.errors import DamagedError, InputError
 from cluster.storage import Store, join, open_store
-from deblur.data import pairs, pictures, sample_set
-from deblur.data.blur import BlurSettings
-from deblur.data.blur import blurred as motion_blurred
-from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
-from deblur.data.pairs import GoproBlur, Pair, Photograph
+from deblur.data import pictures
+from deblur.data.pack_settings import SAMPLES, PackSettings
 from deblur.data.shards import INDEX, Index, PackedSample, Split, read_index, write_index, write_split
+from deblur.data.sources import COMPARED, Source, checked_sources, refuse_bad
 
-SAMPLES = "samples"
 GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the complete GOPRO_Large
-SAMPLE_CUT, SAMPLE_STEP = 256, 192  # the paper's crop size: small, so that the demo spends little time on decoding
 _THREADS = 4
-
-
-BlurModel = Literal["paper", "camera"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackSettings:
-    source: tyro.conf.Positional[str]
-    """Folder, or `samples` for scikit-image's photographs."""
-    out: str
-    """Root of the dataset, a folder or s3://bucket/prefix."""
-    blur: GoproBlur | None = None
-    """Blurred pictures of GOPRO: blur averages stored values, blur_gamma linear light. Required for GOPRO."""
-    blur_model: BlurModel = "paper"
-    """Blur added to photographs: DeblurGAN's one kernel per picture, or camera: shake, motion, saturation and noise."""
-    blurs_per_photo: int = 1
-    """Pairs made of each photograph, each with its own blur."""
-    validation_scenes: int = 2
-    """Scenes moved from train to validation; 0, as in the paper, for no validation."""
-    cut: int | None = None
-    """Cut training pictures into squares of this side in pixels, so that less is decoded per crop."""
-    step: int | None = None
-    """Pixels from one square to the next; default: half of --cut."""
-    shard_mb: int = 128
-    """Size of a shard in MB (1,000,000 bytes)."""
-    seed: int = 0
-    """Seed of the sample order, the validation scenes and the blur of photographs."""
-    overwrite: bool = False
-    """Replace an existing dataset."""
-
-    def __post_init__(self) -> None:
-        for name in ("cut", "step", "shard_mb", "blurs_per_photo"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        for name in ("validation_scenes", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
-        if self.step is not None and (self.cut is None or self.step > self.cut):
-            raise InputError(f"--step {self.step} needs a --cut of at least that, so that squares leave no gaps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A decoded picture, uint8 [H, W, 3], with its original bytes if these are an 8-bit RGB PNG."""
-
-    name: str
-    pixels: np.ndarray
-    png: bytes | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A pair to be packed, and how to read it."""
-
-    key: str
-    scene: str
-    read: Callable[[], tuple[Picture, Picture]] = field(compare=False)
+_SHARD = re.compile(r"(pack-\d+/)?(train|validation|test)/\d{6}\.tar")
 
 
 def pack(settings: PackSettings) -> Index:
-    """Writes the dataset and returns its index. Everything that needs no decoding is validated before any write.
+    """Writes the dataset and returns its index; a dataset that it replaces stays until then.
 
-    Raises InputError.
+    Everything that needs no decoding is validated before any write. Raises InputError; for pictures that do not decode
+    at the end, naming all of them.
     """
     store = open_store(settings.out)
-    splits, made = _sources(settings)
+    splits, made = checked_sources(settings)
+    old: Index | None = None
     if INDEX in store.list(INDEX):
         if not settings.overwrite:
             raise InputError(f"{join(store.url, INDEX)}: a dataset exists; choose another --out, or add --overwrite")
-        store.delete(INDEX)
-    index = Index(made=made, splits={name: _write(store, name, sources, settings) for name, sources in splits.items()})
-    _delete_stale_shards(store, index)
+        old = _existing(store)
+    folder = "" if old is None else next(name for name in ("pack-1", "pack-2") if name != old.folder)
+    shards = open_store(join(store.url, folder)) if folder else store
+    bad: list[str] = []
+    written = {name: _write(shards, name, sources, settings, bad) for name, sources in splits.items()}
+    refuse_bad(bad, sum(map(len, splits.values())), settings.max_bad_share)
+    index = Index(made=made, splits=written, folder=folder)
     write_index(store, index)
+    _delete_stale_shards(store, index)
     return index
+
+
+def check(settings: PackSettings) -> str:
+    """Looks for everything that packing would refuse before its first write. Raises InputError; returns a summary."""
+    splits, made = checked_sources(settings)
+    counts = ", ".join(f"{name} {len(sources):,}" for name, sources in splits.items())
+    compared = "" if made["layout"] in (SAMPLES, "photographs") else f"; compared the sides of up to {COMPARED} pairs"
+    return f"nothing wrong found: {counts}{compared}"
+
+
+def _existing(store: Store) -> Index | None:
+    """The dataset that is replaced; None if its index is damaged, so that no shard of it can be used."""
+    try:
+        return read_index(store)
+    except DamagedError:
+        return None
 
 
 def pack_samples(store: Store) -> Index:
@@ -122,130 +80,11 @@ def packed_samples(runs: str) -> str:
     return store.url
 
 
-# ---- reading
-
-
-def _sources(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[str, Any]]:
-    """The pairs of each split in packing order, and how they were made, for the index."""
-    cut = _cut_of(settings)
-    made: dict[str, Any] = {"seed": settings.seed, "cut": cut and list(cut), "shard_mb": settings.shard_mb}
-    if settings.source == SAMPLES:
-        if settings.blur or settings.cut or _blurs_otherwise(settings):
-            raise InputError(
-                "samples: blur and cut of the sample photographs are fixed; remove --blur, --blur-model, "
-                "--blurs-per-photo and --cut"
-            )
-        splits = {split: _sample_sources(split) for split in sample_set.PHOTOGRAPHS}
-        made |= {"layout": SAMPLES}
-    else:
-        layout, splits = _read_layout(Path(settings.source), settings)
-        made |= {"layout": layout, "blur": settings.blur, "validation_scenes": settings.validation_scenes}
-        if _blurs_otherwise(settings):
-            made |= _blur_of(settings)
-        splits = _with_validation(splits, settings.validation_scenes, settings.seed)
-    if not splits["train"]:
-        raise InputError(f"{settings.source}: no training pairs found")
-    order = np.random.default_rng([settings.seed, len(splits["train"])]).permutation(len(splits["train"]))
-    return splits | {"train": [splits["train"][i] for i in order]}, made
-
-
-def _read_layout(root: Path, settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
-    layout = pairs.layout_of(root)
-    if settings.blur and layout != "gopro":
-        raise InputError(f"--blur {settings.blur}: {root} is not a GOPRO tree; remove --blur")
-    if layout == "photographs":
-        found = pairs.find_photographs(root)
-        variants = range(settings.blurs_per_photo)
-        return layout, {"train": [_photograph_source(p, settings, variant) for p in found for variant in variants]}
-    if _blurs_otherwise(settings):
-        raise InputError(f"{root}: has blurred pictures; remove --blur-model and --blurs-per-photo")
-    find: Callable[[Path, str], list[Pair]] = pairs.find_flat
-    if layout == "gopro":
-        if not settings.blur:
-            raise InputError(f"{root}: choose --blur blur (averaged stored values) or --blur blur_gamma (linear light)")
-        find = partial(pairs.find_gopro, blur=settings.blur)
-    splits = {split: find(root, split) for split in ("train", "test")}
-    pairs.check_sizes(chain.from_iterable(splits.values()))
-    return layout, {name: list(map(_pair_source, found)) for name, found in splits.items() if found or name == "train"}
-
-
-def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> dict[str, list[Source]]:
-    """Moves `count` scenes of train to validation. Raises InputError if train would be empty."""
-    scenes = sorted({source.scene for source in splits["train"]})
-    if count == 0:
-        return splits
-    if count >= len(scenes):
-        raise InputError(
-            f"--validation-scenes {count}: the training split has only {len(scenes)} scenes; choose "
-            f"{max(0, len(scenes) - 1)} or less (0: no validation)"
-        )
-    chosen = set(np.random.default_rng([seed, count]).choice(scenes, count, replace=False).tolist())
-    train = [source for source in splits["train"] if source.scene not in chosen]
-    validation = [source for source in splits["train"] if source.scene in chosen]
-    return {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k != "train"}
-
-
-def _pair_source(pair: Pair) -> Source:
-    return Source(key=pair.key, scene=pair.scene, read=lambda: (_read(pair.blurred), _read(pair.sharp)))
-
-
-def _blurs_otherwise(settings: PackSettings) -> bool:
-    """Whether photographs get another blur than the default, one of the paper's per photograph."""
-    return (settings.blur_model, settings.blurs_per_photo) != ("paper", 1)
-
-
-def _blur_of(settings: PackSettings) -> dict[str, Any]:
-    """How photographs are blurred, for the index. Not there for the default, whose digest must stay as it was."""
-    ranges = asdict(CameraBlurSettings() if settings.blur_model == "camera" else BlurSettings())
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in ranges.items()}
-    return {
-        "blur_model": settings.blur_model,
-        "blurs_per_photo": settings.blurs_per_photo,
-        "blur_settings": lists,
-    }
-
-
-def _photograph_source(photograph: Photograph, settings: PackSettings, variant: int) -> Source:
-    key = photograph.key if settings.blurs_per_photo == 1 else f"{photograph.key}-{variant:02d}"
-
-    def read() -> tuple[Picture, Picture]:
-        sharp = _read(photograph.path)
-        # Seeded by name, so that adding or removing photographs does not change the others' blur.
-        seed = [settings.seed, zlib.crc32(photograph.key.encode())]
-        if settings.blur_model == "camera":
-            blurred = camera_blurred(sharp.pixels, [*seed, variant])
-        else:  # the first blur is that of version 0.1, which made only one
-            blurred = motion_blurred(sharp.pixels, [*seed, variant] if variant else seed)
-        return Picture(name=f"{sharp.name} (blurred)", pixels=blurred), sharp
-
-    return Source(key=key, scene=photograph.key, read=read)
-
-
-def _sample_sources(split: str) -> list[Source]:
-    def source(found: sample_set.BlurredPhotograph) -> Source:
-        both = Picture(name=found.key, pixels=found.blurred), Picture(name=found.key, pixels=found.sharp)
-        return Source(key=found.key, scene=found.scene, read=lambda: both)
-
-    return [source(found) for found in sample_set.blurred_photographs(split)]
-
-
-def _read(path: Path) -> Picture:
-    """Decodes a file; keeps the bytes of an 8-bit RGB PNG."""
-    data = path.read_bytes()
-    header = pictures.open_picture(data, str(path))
-    # Bytes 24 and 25 are bit depth and colour type: Pillow calls 16-bit PNGs RGB too.
-    plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and "transparency" not in header.info
-    kept = data if plain else None
-    return Picture(name=str(path), pixels=pictures.decode(data, str(path)), png=kept)
-
-
-# ---- writing
-
-
-def _write(store: Store, split: str, sources: Sequence[Source], settings: PackSettings) -> Split:
-    cut = _cut_of(settings) if split == "train" else None  # evaluation is on full frames
+def _write(store: Store, split: str, sources: Sequence[Source], settings: PackSettings, bad: list[str]) -> Split:
+    """Reasons why pairs were left out are appended to `bad`."""
+    cut = settings.squares if split == "train" else None  # evaluation is on full frames
     with ThreadPoolExecutor(_THREADS) as pool:
-        packed = _in_order(pool, partial(_pack_one, cut=cut), sources)
+        packed = _in_order(pool, partial(_pack_one, cut=cut), sources, bad)
         samples: Iterator[PackedSample] = chain.from_iterable(
             tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None)
         )
@@ -267,24 +106,26 @@ def _shuffled(samples: Iterable[PackedSample], seed: int) -> Iterator[PackedSamp
             yield replace(waiting[nth], blurred_png=spool.get(f"{nth}.blurred"), sharp_png=spool.get(f"{nth}.sharp"))
 
 
-def _cut_of(settings: PackSettings) -> tuple[int, int] | None:
-    """(side, step) of the squares into which training pictures are cut."""
-    if settings.source == SAMPLES:
-        return SAMPLE_CUT, SAMPLE_STEP
-    return (settings.cut, settings.step or -(-settings.cut // 2)) if settings.cut else None
-
-
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Source], list[PackedSample]], sources: Iterable[Source]
+    pool: ThreadPoolExecutor,
+    work: Callable[[Source], list[PackedSample]],
+    sources: Iterable[Source],
+    bad: list[str],
 ) -> Iterator[list[PackedSample]]:
-    """`pool.map` with bounded look-ahead: a dataset does not fit into memory."""
+    """`pool.map` with bounded look-ahead: a dataset does not fit into memory. InputErrors go to `bad`."""
+
+    def results(left: int) -> Iterator[list[PackedSample]]:
+        while len(pending) > left:
+            try:
+                yield pending.popleft().result()
+            except InputError as error:
+                bad.append(str(error))
+
     pending: deque[Future[list[PackedSample]]] = deque()
     for source in sources:
         pending.append(pool.submit(work, source))
-        if len(pending) > 2 * _THREADS:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+        yield from results(left=2 * _THREADS)
+    yield from results(left=0)
 
 
 def _pack_one(source: Source, cut: tuple[int, int] | None) -> list[PackedSample]:
@@ -319,11 +160,10 @@ def _packed(source: Source, key: str, pngs: list[bytes], size: tuple[int, int]) 
 
 def _delete_stale_shards(store: Store, index: Index) -> None:
     """Deletes shards of an earlier or interrupted pack that this index does not have."""
-    mine = {shard.name for split in index.splits.values() for shard in split.shards}
-    for split in ("train", "validation", "test"):
-        for key in store.list(f"{split}/"):
-            if re.fullmatch(rf"{split}/\d{{6}}\.tar", key) and key not in mine:
-                store.delete(key)
+    mine = {f"{index.folder}/{shard.name}".lstrip("/") for split in index.splits.values() for shard in split.shards}
+    for key in store.list(""):
+        if _SHARD.fullmatch(key) and key not in mine:
+            store.delete(key)
 
 
 def summary(index: Index) -> str:

@@ -1,16 +1,14 @@
-"""Finds (blurred, sharp) pairs on disk: GOPRO trees, flat A/ and B/ folders, and folders of sharp photographs."""
+"""Pictures found for packing: pairs of a blurred and a sharp one, or sharp ones to which blur is added."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from cluster.errors import InputError
-from deblur.data.pictures import SUFFIXES, open_picture
-
-Layout = Literal["gopro", "flat", "photographs"]
-GoproBlur = Literal["blur", "blur_gamma"]
+from deblur.data.pictures import open_picture, upright_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,120 +22,84 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photograph:
+class SharpPicture:
     """A sharp picture that packing will blur."""
 
     key: str
     path: Path
 
 
-def layout_of(root: Path) -> Layout:
-    """The layout of a folder. Raises InputError if the folder does not exist or mixes layouts."""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    if any(root.glob("train/*/sharp")) or any(root.glob("test/*/sharp")):
-        return "gopro"
-    if any((root / part / "A").is_dir() or (root / part / "B").is_dir() for part in ("", "train", "test")):
-        return "flat"
-    # Otherwise blurred pictures would be used as sharp ones, and test scenes for training.
-    for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
-        if folder.name in ("blur", "blur_gamma", "A", "B"):
-            raise InputError(
-                f"{root}: has blurred pictures in {folder}, but not in a known layout; expected {_EXPECTED}"
-            )
-    return "photographs"
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The pictures of a source, with the files that are not among them."""
+
+    layout: str
+    """gopro; flat for A and B; photographs; combined; list; table; folders; or both sides' names, "input/target"."""
+    splits: dict[str, list[Pair]] = field(default_factory=dict)
+    """The sorted pairs of each split; of the layout combined, both pictures are halves of the same file."""
+    photographs: list[SharpPicture] = field(default_factory=list)
+    """Sorted; only in the layout photographs."""
+    not_taken: Counter[str] = field(default_factory=Counter)
+    """Number of files that are no pictures, by their ending."""
+    ignored: int = 0
+    """Hidden files and folders, and those that operating systems leave."""
 
 
-def find_gopro(root: Path, split: str, blur: GoproBlur) -> list[Pair]:
-    """The sorted pairs of root/SPLIT/SCENE/{blur, blur_gamma, sharp}/NNNNNN.png; [] without the split's folder.
-
-    Raises InputError for a picture without its counterpart, naming both.
-    """
-    pairs = []
-    for scene in sorted(path for path in (root / split).glob("*") if path.is_dir()):
-        for blurred, sharp in _matched(scene / blur, scene / "sharp"):
-            key = _key(f"{scene.name}-{sharp.stem}")
-            pairs.append(Pair(key=key, scene=scene.name, blurred=blurred, sharp=sharp))
-    return _distinct(pairs)
+Keyed = TypeVar("Keyed", Pair, SharpPicture)
+_TITLES = {"flat": "A/B tree", "table": "table", "list": "list files", "folders": "two folders"}
 
 
-def find_flat(root: Path, split: str) -> list[Pair]:
-    """The sorted pairs of root/SPLIT/{A, B} (A blurred, B sharp); for train also of root/{A, B}.
-
-    A pair's scene is its name without the last number, as in GOPR0384_11_00_000001.png or GOPR0384_11_00-000001.png; a
-    name without a number is its own scene. Raises InputError for a picture without its counterpart, naming both.
-    """
-    folders = [root / split] + ([root] if split == "train" else [])
-    pairs = []
-    for folder in folders:
-        if (folder / "A").is_dir() or (folder / "B").is_dir():
-            for blurred, sharp in _matched(folder / "A", folder / "B"):
-                scene = re.sub(r"[-_]\d+$", "", sharp.stem)
-                pairs.append(Pair(key=_key(sharp.stem), scene=scene, blurred=blurred, sharp=sharp))
-    return _distinct(pairs)
+def describe(found: Found) -> str:
+    """ "input/target tree: 2,103 train pairs, 1,111 test pairs", and a second line if there are other files."""
+    if found.layout == "photographs":
+        lines = [f"{len(found.photographs):,} photographs, to which blur is added"]
+    else:
+        counts = ", ".join(f"{len(pairs):,} {split} pairs" for split, pairs in found.splits.items())
+        lines = [f"{_TITLES.get(found.layout, f'{found.layout} tree')}: {counts}"]
+    others = [f"{count:,} {ending}" for ending, count in sorted(found.not_taken.items())]
+    others += [f"{found.ignored:,} hidden or of the operating system"] if found.ignored else []
+    return "\n".join([*lines, *(["not taken: " + ", ".join(others)] if others else [])])
 
 
-def find_photographs(root: Path) -> list[Photograph]:
-    """All pictures below a folder, sorted. Raises InputError if there are none."""
-    found = [
-        Photograph(key=_key(path.relative_to(root).with_suffix("").as_posix()), path=path) for path in _pictures(root)
-    ]
-    if not found:
-        raise InputError(f"{root}: no pictures ({', '.join(SUFFIXES)}) and no known layout ({_EXPECTED})")
-    return _distinct(found)
+def size_problems(pairs: Iterable[Pair]) -> list[str]:
+    """A line for each pair whose pictures differ in size, or whose headers cannot be read; reads only headers."""
+    return [problem for pair in pairs if (problem := _size_problem(pair))]
 
 
-Keyed = TypeVar("Keyed", Pair, Photograph)
-_EXPECTED = "GOPRO_Large's {train,test}/SCENE/{blur,blur_gamma,sharp}/*.png, or A/ blurred and B/ sharp"
-
-
-def check_sizes(pairs: Iterable[Pair]) -> None:
-    """Reads headers only. Raises InputError for the first pair whose pictures differ in size, naming both."""
-    for pair in pairs:
+def _size_problem(pair: Pair) -> str:
+    try:
         with (
             open_picture(pair.blurred, str(pair.blurred)) as blurred,
             open_picture(pair.sharp, str(pair.sharp)) as sharp,
         ):
-            sizes = blurred.size, sharp.size
-        if sizes[0] != sizes[1]:
-            (a, b), (c, d) = sizes
-            raise InputError(f"{pair.blurred} is {a}x{b} but {pair.sharp} is {c}x{d}; they must have the same size")
+            sizes = upright_size(blurred), upright_size(sharp)
+    except InputError as error:
+        return str(error)
+    if sizes[0] == sizes[1]:
+        return ""
+    (a, b), (c, d) = sizes
+    return f"{pair.blurred} is {a}x{b} but {pair.sharp} is {c}x{d}; {_why_sizes_differ(*sizes)}"
 
 
-def _matched(blurred: Path, sharp: Path) -> list[tuple[Path, Path]]:
-    """Pairs of pictures with the same stem in two folders. Raises InputError naming the first without a counterpart."""
-    sides = [_by_stem(folder) for folder in (blurred, sharp)]
-    for mine, others, folder in ((sides[0], sides[1], sharp), (sides[1], sides[0], blurred)):
-        for stem, path in mine.items():
-            if stem not in others:
-                raise InputError(f"{path}: has no counterpart {folder / path.name}; add it, or remove the first")
-    return [(sides[0][stem], sides[1][stem]) for stem in sides[1]]
+def _why_sizes_differ(blurred: tuple[int, int], sharp: tuple[int, int]) -> str:
+    if blurred == sharp[::-1]:
+        return "one is turned: check its EXIF orientation"
+    if blurred[0] * sharp[1] == blurred[1] * sharp[0]:
+        return f"one is {max(blurred[0] / sharp[0], sharp[0] / blurred[0]):g} times the other: scale it down"
+    return "the pictures of a pair must have the same size"
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder. Raises InputError if two have the same stem: one of them would be lost."""
-    found: dict[str, Path] = {}
-    for path in _pictures(folder):
-        if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path} have the same stem; rename or remove one")
-        found[path.stem] = path
-    return found
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _key(name: str) -> str:
-    # webdataset takes everything before the first dot of the last path component as the key.
+def key_of(name: str) -> str:
+    """A sample's key: webdataset takes everything before the first dot of the last path component as the key."""
     return re.sub(r"[./\\\s]+", "-", name)
 
 
-def _distinct(found: Iterable[Keyed]) -> list[Keyed]:
+def distinct(found: Iterable[Keyed]) -> list[Keyed]:
     """Returns its input. Raises InputError if two have the same key."""
     seen: dict[str, Keyed] = {}
     for one in found:
         if one.key in seen:
-            raise InputError(f"{one} and {seen[one.key]} would have the same key {one.key}; rename one")
+            places = [str(x.path if isinstance(x, SharpPicture) else x.sharp) for x in (seen[one.key], one)]
+            raise InputError(f"{' and '.join(places)} would have the same key {one.key}; rename one")
         seen[one.key] = one
     return list(seen.values())

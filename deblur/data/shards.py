@@ -22,6 +22,7 @@ INDEX = "index.json"
 VERSION = 1
 _MEMBERS = ("blurred.png", "json", "sharp.png")
 _SHARD_NAME = re.compile(r"[\w-]+/[\w-]+\.tar")  # no path outside the dataset's root, and no other scheme
+_FOLDER = re.compile(r"(pack-\d+)?")
 _KEY = re.compile(r"[^./]+")
 
 
@@ -59,11 +60,15 @@ class Index:
     made: Mapping[str, Any]
     """How the dataset was made."""
     splits: Mapping[str, Split]
+    folder: str = ""
+    """Of the shards, below the dataset's root: not the root itself where a dataset replaced another."""
 
     @property
     def digest(self) -> str:
-        """sha256 of all of the above: datasets with equal digests have the same samples in the same order."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """sha256 of how and what: datasets with equal digests have the same samples in the same order."""
+        content = asdict(self)
+        del content["folder"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,10 @@ def read_index(store: Store) -> Index:
         raw = json.loads(store.get(INDEX))
         if raw["version"] != VERSION:
             raise InputError(f"{place}: format version {raw['version']}, expected {VERSION}; pack it again")
-        index = Index(made=raw["made"], splits={name: _split(split) for name, split in raw["splits"].items()})
+        splits = {name: _split(split) for name, split in raw["splits"].items()}
+        index = Index(made=raw["made"], splits=splits, folder=raw.get("folder", ""))
+        if not _FOLDER.fullmatch(index.folder):
+            raise ValueError(f"{index.folder!r} is not a valid folder")
     except NotFound:
         raise NotFound(
             f"{place}: not found, so there is no dataset; make one with python -m deblur.pack SOURCE --out "

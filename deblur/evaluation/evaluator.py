@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from cluster.storage import open_store
-from deblur.data import pictures
-from deblur.data.dataset import Dataset
+from deblur.data.dataset import read_dataset
+from deblur.data.layouts import match_folders
 from deblur.data.loader import pairs_of
-from deblur.data.shards import read_index
+from deblur.data.photographs import read_photograph
 from deblur.evaluation.detection import Detector, match
 from deblur.evaluation.lpips import lpips
 from deblur.evaluation.quality import psnr, ssim
@@ -87,11 +86,10 @@ def _tensor(picture: np.ndarray, device: torch.device | str) -> Tensor:
 
 def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
     """Number of pairs in a split of a dataset, and the pairs. Raises InputError naming the existing splits."""
-    store = open_store(url)
-    dataset = Dataset(store, read_index(store))
+    dataset = read_dataset(url)
     splits = dataset.index.splits
     if not (split_name in splits and splits[split_name].shards):
-        raise InputError(f"{store.url}: no split {split_name!r}; choose --split {' or '.join(splits)}")
+        raise InputError(f"{url}: no split {split_name!r}; choose --split {' or '.join(splits)}")
     split = splits[split_name]
     keys = [sample.key for shard in split.shards for sample in shard.samples]
     pairs = pairs_of(dataset, split, range(len(keys)), _THREADS)
@@ -99,22 +97,17 @@ def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
 
 
 def folder_pairs(blurred: Path, sharp: Path) -> tuple[int, Iterator[KeyedPair]]:
-    """Number of pairs with equal names in two folders, and the pairs. Raises InputError for an unpaired picture."""
-    names = _names(blurred)
-    for name in sorted(names ^ _names(sharp)):
-        here, there = (blurred, sharp) if name in names else (sharp, blurred)
-        raise InputError(f"{here / name}: has no counterpart {there / name}; add it, or remove the first")
-    return len(names), ((name, _read(blurred / name), _read(sharp / name)) for name in sorted(names))
+    """Number of pairs in two folders, by relative paths without endings, and the pairs, upright and in 8 bits.
 
-
-def _names(folder: Path) -> set[str]:
-    """Relative paths of the pictures below a folder."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in pictures.SUFFIXES and path.is_file())
-    names = {path.relative_to(folder).as_posix() for path in found}
-    if not names:
-        raise InputError(f"{folder}: no pictures in this folder (expected {', '.join(pictures.SUFFIXES)})")
-    return names
+    Raises InputError for a picture without its counterpart.
+    """
+    found = [pair for pairs in match_folders(blurred, sharp).splits.values() for pair in pairs]
+    found.sort(key=lambda pair: pair.blurred)
+    root = blurred.absolute()
+    return len(found), (
+        (pair.blurred.relative_to(root).as_posix(), _read(pair.blurred), _read(pair.sharp)) for pair in found
+    )
 
 
 def _read(path: Path) -> np.ndarray:
-    return pictures.decode(open_store(path.parent).get(path.name), str(path))
+    return read_photograph(path.read_bytes(), str(path)).pixels

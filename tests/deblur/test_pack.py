@@ -8,26 +8,32 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import skimage.data
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter1d
 
 from cluster.errors import InputError
 from cluster.storage import join, open_store
 from deblur.data import pictures
 from deblur.data.blur import blurred
 from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
-from deblur.data.dataset import Dataset
+from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.loader import pairs_of
-from deblur.data.packing import PackSettings, pack, starts, summary
+from deblur.data.pack_settings import PackSettings
+from deblur.data.packing import check, pack, starts, summary
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
 from deblur.data.shards import Index, Split, read_index
 from tests.datasets import picture
+
+Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 SCENES = {"train": ["GOPR01_00_00", "GOPR02_00_00", "GOPR03_00_00"], "test": ["GOPR09_00_00"]}
 
@@ -235,7 +241,7 @@ def test_a_killed_pack_can_be_repeated_with_the_same_result(gopro: Path, tmp_pat
     script = """
         import os, signal
         from cluster.storage import folder as storage
-        from deblur.pack import PackSettings, pack
+        from deblur.data.packing import PackSettings, pack
         real, left = storage.FolderStore.put, [1]
         def put(self, key, data):
             if not left[0]:
@@ -296,7 +302,7 @@ def test_a_gopro_tree_without_blur_flag_is_refused(gopro: Path, tmp_path: Path) 
 
 def test_a_blur_for_another_layout_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.png", picture(0, 40, 50))
-    refused("--blur blur: .*not a GOPRO tree", tmp_path / "in", tmp_path / "out", blur="blur")
+    refused("--blur blur: .*no blurred pictures", tmp_path / "in", tmp_path / "out", blur="blur")
 
 
 @pytest.mark.parametrize("more", [{"blur_model": "camera"}, {"blurs_per_photo": 2}], ids=["model", "count"])
@@ -312,15 +318,23 @@ def test_fewer_than_one_blur_per_photograph_is_refused(photographs: Path, tmp_pa
     refused(f"--blurs-per-photo is {count}", photographs, tmp_path / "out", blurs_per_photo=count)
 
 
-@pytest.mark.parametrize("inside", ["..", "train", "train/GOPR01_00_00"])
-def test_a_wrong_folder_of_a_gopro_tree_is_not_packed_as_photographs(gopro: Path, tmp_path: Path, inside: str) -> None:
-    refused(r"has blurred pictures in .*not in a known layout", gopro / inside, tmp_path / "elsewhere" / "out")
+def test_the_folder_above_a_gopro_tree_gives_the_same_dataset(gopro: Path, tmp_path: Path) -> None:
+    above = packed(gopro.parent, tmp_path / "elsewhere" / "one", blur="blur")
+    assert above.digest == packed(gopro, tmp_path / "elsewhere" / "two", blur="blur").digest
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [("test", "no training pairs"), ("train/GOPR01_00_00", "only 1 scenes"), ("train/GOPR01_00_00/blur", "--pairs")],
+)
+def test_a_wrong_folder_of_a_gopro_tree_is_refused(gopro: Path, tmp_path: Path, inside: str, message: str) -> None:
+    refused(message, gopro / inside, tmp_path / "elsewhere" / "out", blur=None if "blur" in inside else "blur")
 
 
 def test_two_pictures_with_the_same_stem_are_refused_with_both_names(tmp_path: Path) -> None:
     for name in ("A/a_1.png", "A/a_1.jpg", "B/a_1.png"):
         write(tmp_path / "flat" / name, picture(0, 40, 50))
-    refused(r"a_1\.jpg and .*a_1\.png have the same stem", tmp_path / "flat", tmp_path / "out")
+    refused(r"a_1\.jpg and .*a_1\.png would be the same", tmp_path / "flat", tmp_path / "out")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -329,14 +343,14 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_is_refused_with_the_layouts(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(r"empty: no pictures.*SCENE", tmp_path / "empty", tmp_path / "out")
+    refused(r"empty: no pictures.*input and target", tmp_path / "empty", tmp_path / "out")
 
 
 @pytest.mark.parametrize("side", ["blur", "sharp"])
-def test_an_unpaired_picture_is_refused_with_both_names(gopro: Path, tmp_path: Path, side: str) -> None:
+def test_an_unpaired_picture_is_refused_by_name(gopro: Path, tmp_path: Path, side: str) -> None:
     other = {"blur": "sharp", "sharp": "blur"}[side]
     (gopro / "train" / "GOPR02_00_00" / other / "000001.png").unlink()
-    missing = rf"GOPR02_00_00/{side}/000001\.png: has no counterpart .*GOPR02_00_00/{other}/000001\.png"
+    missing = rf"GOPR02_00_00/{side}/000001\.png: has no (sharp|blurred) counterpart"
     refused(missing, gopro, tmp_path / "out", blur="blur")
 
 
@@ -363,6 +377,116 @@ def test_a_truncated_picture_fails_the_pack_without_an_index(gopro: Path, tmp_pa
     with pytest.raises(InputError, match=r"sharp/000000\.png: does not decode"):
         packed(gopro, tmp_path / "out", blur="blur")
     assert "index.json" not in open_store(tmp_path / "out").list()
+
+
+def test_damaged_pictures_are_all_named_and_left_out_up_to_a_share(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = [gopro / "train" / f"GOPR0{n}_00_00" / "sharp" / "000001.png" for n in (1, 3)]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(InputError, match=r"2 of 16 pairs are bad, more than --max-bad-share 0\.1"):
+        packed(gopro, tmp_path / "out", blur="blur", max_bad_share=0.1)
+    assert all(str(path) in capsys.readouterr().out for path in damaged[:1])
+    index = packed(gopro, tmp_path / "out", blur="blur", max_bad_share=0.2)
+    assert sum(split.num_samples for split in index.splits.values()) == 14
+    lines = capsys.readouterr().out
+    assert all(str(path) in lines for path in damaged)
+
+
+def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_complete(gopro: Path, tmp_path: Path) -> None:
+    packed(gopro, tmp_path / "out", blur="blur")
+    before = objects(tmp_path / "out")
+    path = gopro / "train" / "GOPR01_00_00" / "sharp" / "000000.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-400])
+    with pytest.raises(InputError, match="are bad"):
+        packed(gopro, tmp_path / "out", blur="blur_gamma", overwrite=True)
+    after = objects(tmp_path / "out")
+    assert {key: after[key] for key in before} == before
+    path.write_bytes(whole)
+    for blur in ("blur_gamma", "blur", "blur_gamma"):
+        index = packed(gopro, tmp_path / "out", blur=blur, overwrite=True)
+        assert index.digest == packed(gopro, tmp_path / blur, blur=blur, overwrite=True).digest
+        assert len(objects(tmp_path / "out")) == len(before), "no shard of an older dataset is left"
+        dataset = open_dataset(str(tmp_path / "out"))
+        split = dataset.index.splits["test"]
+        key, (blurry, _) = keys(split)[0], next(iter(pairs_of(dataset, split, range(1), 1)))
+        file = gopro / "test" / key.rsplit("-", 1)[0] / blur / f"{key.rsplit('-', 1)[1]}.png"
+        assert np.array_equal(blurry, np.array(PIL.Image.open(file)))
+
+
+def test_both_sides_are_turned_by_their_own_orientation(tmp_path: Path) -> None:
+    """One side stored upright, the other turned by 180 or 90 degrees with an EXIF orientation that says so."""
+    sharp = np.array(PIL.Image.fromarray(picture(1, 12, 16)).resize((200, 140)))
+    for name, orientation, stored in (("1", 3, sharp[::-1, ::-1]), ("2", 6, np.rot90(sharp)), ("3", 1, sharp)):
+        exif = PIL.Image.Exif()
+        exif[0x112] = orientation
+        write(tmp_path / "in" / "A" / f"{name}.png", np.ascontiguousarray(stored), exif=exif)
+        write(tmp_path / "in" / "B" / f"{name}.png", sharp)
+    index = packed(tmp_path / "in", tmp_path / "out", validation_scenes=0)
+    dataset, split = Dataset(open_store(tmp_path / "out"), index), index.splits["train"]
+    for blurry, crisp in pairs_of(dataset, split, range(3), 1):
+        assert np.array_equal(blurry, crisp)
+
+
+def test_grey_pictures_of_16_bits_keep_their_brightness(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 60 * 70).reshape(60, 70).astype(np.uint16)
+    for side in "AB":
+        write(tmp_path / "in" / side / "1.png", grey)
+    index = packed(tmp_path / "in", tmp_path / "out", validation_scenes=0)
+    ((blurry, _),) = pairs_of(Dataset(open_store(tmp_path / "out"), index), index.splits["train"], range(1), 1)
+    assert np.array_equal(blurry[..., 0], (grey / 257).round())
+
+
+def test_combined_pictures_are_halved(tmp_path: Path) -> None:
+    left, right = picture(1, 40, 50), picture(2, 40, 50)
+    write(tmp_path / "in" / "train" / "1.png", np.concatenate([left, right], 1))
+    index = packed(tmp_path / "in", tmp_path / "out", validation_scenes=0, layout="combined")
+    ((blurry, sharp),) = pairs_of(Dataset(open_store(tmp_path / "out"), index), index.splits["train"], range(1), 1)
+    assert np.array_equal(blurry, left)
+    assert np.array_equal(sharp, right)
+
+
+# ---- pairs whose sides do not match
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    """Four photographs, and each moved by 9 pixels while the shutter is open, as A and B."""
+    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+        sharp = np.ascontiguousarray(getattr(skimage.data, name)()[:256, :320])
+        write(tmp_path / "real" / "B" / f"{name}.png", sharp)
+        write(tmp_path / "real" / "A" / f"{name}.png", uniform_filter1d(sharp, 9, axis=1))
+    return tmp_path / "real"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: (a[6:, 4:], b[:-6, :-4]), "shifted by 4 pixels across and 6 down"),
+        (lambda a, b: (a[::-1, ::-1], b), "turned by 180 degrees"),
+        (lambda a, b: (a[:, ::-1], b), "mirrored"),
+        (lambda a, b: (b, a), "sides may be swapped"),
+        (lambda a, b: (a, np.roll(b[..., ::-1], (100, 150), (0, 1))), "shifted|different pictures"),
+        (lambda a, b: (np.rot90(a), b), "one is turned"),
+        (lambda a, b: (a, b.repeat(2, 0).repeat(2, 1)), "one is 2 times the other"),
+    ],
+    ids=["shifted", "turned", "mirrored", "swapped", "other", "quarter", "factor"],
+)
+def test_pairs_that_do_not_match_are_refused_by_name(real: Path, tmp_path: Path, change: Change, message: str) -> None:
+    files = [real / side / "chelsea.png" for side in "AB"]
+    for path, pixels in zip(files, change(*(np.array(PIL.Image.open(path)) for path in files)), strict=True):
+        write(path, np.ascontiguousarray(pixels))
+    refused(rf"1 of 4 pairs are bad.*chelsea\.png.*({message})", real, tmp_path / "out")
+    with pytest.raises(InputError, match=message):
+        check(PackSettings(source=str(real), check=True))
+
+
+def test_check_compares_without_writing(real: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert "train 2, validation 2" in check(PackSettings(source=str(real), check=True))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_existing_dataset_is_kept_without_overwrite(gopro: Path, tmp_path: Path) -> None:

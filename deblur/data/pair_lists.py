@@ -1,0 +1,83 @@
+"""Pairs that a file lists: RealBlur's lists, and tables of one's own."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cluster.errors import InputError
+from deblur.data.files import LIST_FILE
+from deblur.data.pairs import Found, Pair, distinct, key_of
+
+_SPLITS = {"": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+def read_table(path: Path) -> Found:
+    """The pairs of a CSV or TSV file with the columns blurred, sharp, and perhaps split and scene.
+
+    Paths are relative to the file's folder; a pair without a split is for training. Raises InputError naming file and
+    line.
+    """
+    if not path.is_file():
+        raise InputError(f"--pairs {path}: no such file")
+    splits: dict[str, list[Pair]] = {}
+    for place, row in _rows(path):
+        if not row.get("blurred") or not row.get("sharp"):
+            raise InputError(f"{place}: expected the columns blurred and sharp, and perhaps split and scene")
+        split = _SPLITS.get((row.get("split") or "").strip().lower())
+        if not split:
+            raise InputError(f"{place}: the split is {row['split']!r}; expected train, validation or test")
+        pair = _pair(path.parent, row["blurred"], row["sharp"], row.get("scene") or "", place)
+        splits.setdefault(split, []).append(pair)
+    if not splits:
+        raise InputError(f"{path}: has no pairs; expected a header with blurred and sharp, then a line for each pair")
+    return Found(layout="table", splits={split: distinct(pairs) for split, pairs in sorted(splits.items())})
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of each line below the header."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not a text file in UTF-8 ({error})") from error
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    for nth, row in enumerate(csv.DictReader(text.splitlines(), delimiter=delimiter), 2):
+        yield f"{path}: line {nth}", row
+
+
+def read_list_files(root: Path, lists: Sequence[str]) -> dict[str, list[Pair]]:
+    """RealBlur: RealBlur_J_train_list.txt and ..._test_list.txt, a pair per line, the sharp one first.
+
+    Raises InputError naming file and line.
+    """
+    splits: dict[str, list[Pair]] = {}
+    for name in lists:
+        match = LIST_FILE.fullmatch(Path(name).name)
+        assert match, "walk found it by this pattern"
+        split = _SPLITS[match[1].lower()]
+        if split in splits:
+            raise InputError(f"{root}: has two lists for {split} ({', '.join(lists)}); keep one, or use --pairs")
+        pairs = []
+        for nth, line in enumerate((root / name).read_text().splitlines(), 1):
+            place, columns = f"{root / name}: line {nth}", line.split()
+            if not columns:
+                continue
+            if len(columns) < 2:
+                raise InputError(f"{place}: has one path; expected sharp and blurred")
+            pairs.append(_pair((root / name).parent, columns[1], columns[0], "", place))
+        splits[split] = distinct(pairs)
+    return splits
+
+
+def _pair(folder: Path, blurred: str, sharp: str, scene: str, place: str) -> Pair:
+    """Without a scene it is the folder of the sharp picture (of RealBlur the one above gt), or its numbered name's."""
+    for path in (blurred, sharp):
+        if not (folder / path).is_file():
+            raise InputError(f"{place}: no such file {folder / path}")
+    if blurred == sharp:
+        raise InputError(f"{place}: {sharp} is on both sides")
+    name = Path(sharp).with_suffix("")
+    if not scene:
+        above = [part for part in name.parent.parts if part.lower() not in ("gt", "sharp", "target", "..", ".", "/")]
+        scene = "-".join(above) or re.sub(r"[-_]\d+$", "", name.name)
+    return Pair(key=key_of(name.as_posix().lstrip("./")), scene=scene, blurred=folder / blurred, sharp=folder / sharp)

@@ -1,0 +1,390 @@
+"""Layouts of public datasets, in the shape in which they are published, and trees that are nearly one."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import InputError
+from deblur.data.files import walk
+from deblur.data.layouts import find, match_folders
+from deblur.data.pair_lists import read_table
+from deblur.data.pairs import Found, describe
+
+Triple = tuple[str, str, str]
+
+
+def make(root: Path, *names: str) -> Path:
+    """Empty files: layouts are found by names alone."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def pairs_of(found: Found, root: Path) -> set[Triple]:
+    return {
+        (split, pair.blurred.relative_to(root).as_posix(), pair.sharp.relative_to(root).as_posix())
+        for split, pairs in found.splits.items()
+        for pair in pairs
+    }
+
+
+PUBLISHED: dict[str, tuple[str, set[Triple]]] = {
+    # https://seungjunnah.github.io/Datasets/gopro
+    "GOPRO_Large": (
+        "gopro",
+        {
+            (split, f"{split}/{scene}/blur_gamma/{n}.png", f"{split}/{scene}/sharp/{n}.png")
+            for split, scene in (("train", "GOPR0372_07_00"), ("train", "GOPR0374_11_00"), ("test", "GOPR0384_11_00"))
+            for n in ("000047", "000048")
+        },
+    ),
+    "GOPRO_Large as unpacked into a folder": (
+        "gopro",
+        {
+            (split, f"GOPRO_Large/{split}/{scene}/blur/{n}.png", f"GOPRO_Large/{split}/{scene}/sharp/{n}.png")
+            for split, scene in (("train", "GOPR0372_07_00"), ("test", "GOPR0384_11_00"))
+            for n in ("000047", "000048")
+        },
+    ),
+    # MPRNet, HINet and Restormer: Datasets/{train,test}/GoPro/{input,target}
+    "MPRNet": (
+        "input/target",
+        {
+            (split, f"{split}/{name}/input/{scene}-{n}.png", f"{split}/{name}/target/{scene}-{n}.png")
+            for split, name, scene in (
+                ("train", "GoPro", "GOPR0372_07_00"),
+                ("test", "GoPro", "GOPR0384_11_00"),
+                ("test", "HIDE", "1fromGOPR0950"),
+            )
+            for n in ("000047", "000048")
+        },
+    ),
+    # NAFNet: datasets/GoPro/{train,test}/{input,target}
+    "NAFNet": (
+        "input/target",
+        {
+            (split, f"GoPro/{split}/input/GOPR0384_11_00-{n}.png", f"GoPro/{split}/target/GOPR0384_11_00-{n}.png")
+            for split in ("train", "test")
+            for n in ("000001", "000002")
+        },
+    ),
+    # https://github.com/KupynOrest/DeblurGAN/issues/222
+    "DeblurGAN#222": (
+        "blurred/sharp",
+        {(split, f"blurred/{split}/{n}.jpg", f"sharp/{split}/{n}.jpg") for split in ("train", "test") for n in "12"},
+    ),
+    # https://github.com/KupynOrest/DeblurGAN/issues/123 and combine_A_and_B.py of pix2pix
+    "A and B": (
+        "flat",
+        {(split, f"A/{split}/{n}.png", f"B/{split}/{n}.png") for split in ("train", "test") for n in "12"},
+    ),
+    # https://seungjunnah.github.io/Datasets/reds
+    "REDS": (
+        "blur/sharp",
+        {
+            (name, f"{split}/{split}_blur/{scene}/{n:08d}.png", f"{split}/{split}_sharp/{scene}/{n:08d}.png")
+            for name, split in (("train", "train"), ("validation", "val"))
+            for scene in ("000", "001")
+            for n in range(2)
+        },
+    ),
+    # https://github.com/joanshen0508/HA_deblur
+    "HIDE": (
+        "unnamed/gt",
+        {("train", f"train/{n}fromGOPR0950.png", f"GT/{n}fromGOPR0950.png") for n in (1, 2)}
+        | {("test", f"test/test-close-ups/{n}fromGOPR1096.png", f"GT/{n}fromGOPR1096.png") for n in (4, 5)}
+        | {("test", f"test/test-long-shot/{n}fromGOPR0863.png", f"GT/{n}fromGOPR0863.png") for n in (7, 8)},
+    ),
+    # BasicSR, KAIR
+    "LQ and GT": ("lq/gt", {("train", f"LQ/{n}.png", f"GT/{n}.png") for n in "123"}),
+    "lq and gt below splits": (
+        "lq/gt",
+        {(split, f"{split}/lq/{n}.png", f"{split}/gt/{n}.png") for split in ("train", "test") for n in "12"},
+    ),
+    # DVD (Su et al. 2017): quantitative_datasets/VIDEO/{input,GT}
+    "DVD": (
+        "input/gt",
+        {
+            ("train", f"quantitative_datasets/{video}/input/{n}.jpg", f"quantitative_datasets/{video}/GT/{n}.jpg")
+            for video in ("720p_240fps_1", "IMG_0001")
+            for n in ("00000", "00001")
+        },
+    ),
+    # https://github.com/zzh-tech/ESTRNN
+    "BSD": (
+        "blur/sharp",
+        {
+            (name, f"BSD_1ms8ms/{split}/{scene}/Blur/RGB/{n}.png", f"BSD_1ms8ms/{split}/{scene}/Sharp/RGB/{n}.png")
+            for name, split in (("train", "train"), ("validation", "valid"), ("test", "test"))
+            for scene in ("000", "001")
+            for n in ("00000000", "00000001")
+        },
+    ),
+    "ends of names": ("blur/sharp", {("train", f"{n}_blur.png", f"{n}_sharp.png") for n in ("0001", "0002")}),
+    "begins of names": ("blur/gt", {("train", f"s1/blur_{n}.png", f"s1/gt_{n}.png") for n in "12"}),
+    "other endings": (
+        "input/target",
+        {("test", "test/input/1.jpg", "test/target/1.png"), ("train", "train/input/2.JPG", "train/target/2.png")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_layout_is_found_pair_by_pair(name: str, tmp_path: Path) -> None:
+    layout, wanted = PUBLISHED[name]
+    root = make(tmp_path / "data", *(path for _, *both in wanted for path in both))
+    found = find(root)
+    assert found.layout == layout
+    assert pairs_of(found, root) == wanted
+    assert not found.photographs
+    for pairs in found.splits.values():
+        assert len({pair.key for pair in pairs}) == len(pairs)
+
+
+def test_scenes_are_folders_or_the_names_of_numbered_files(tmp_path: Path) -> None:
+    scenes = {}
+    for name in ("GOPRO_Large", "REDS", "MPRNet", "DVD"):
+        root = make(tmp_path / name, *(path for _, *both in PUBLISHED[name][1] for path in both))
+        scenes[name] = {pair.scene for pair in find(root).splits["train"]}
+    assert scenes == {
+        "GOPRO_Large": {"GOPR0372_07_00", "GOPR0374_11_00"},
+        "REDS": {"000", "001"},
+        "MPRNet": {"GoPro"},
+        "DVD": {"720p_240fps_1", "IMG_0001"},
+    }
+
+
+def test_gopro_with_both_kinds_of_blur_needs_a_choice(tmp_path: Path) -> None:
+    root = make(tmp_path / "in", *(f"train/S{s}/{k}/1.png" for s in "12" for k in ("blur", "blur_gamma", "sharp")))
+    with pytest.raises(InputError, match=r"--blur blur.*--blur blur_gamma"):
+        find(root)
+    for blur in ("blur", "blur_gamma"):
+        found = find(root, blur=blur)
+        assert found.layout == "gopro"
+        assert pairs_of(found, root) == {("train", f"train/S{s}/{blur}/1.png", f"train/S{s}/sharp/1.png") for s in "12"}
+
+
+def test_a_folder_that_is_a_split_says_so(tmp_path: Path) -> None:
+    root = make(tmp_path / "test", "S1/blur/1.png", "S1/sharp/1.png", "S2/blur/1.png", "S2/sharp/1.png")
+    assert list(find(root).splits) == ["test"]
+
+
+def test_realblur_by_its_lists(tmp_path: Path) -> None:
+    # https://github.com/rimchang/RealBlur: sharp, blurred and ISO in each line
+    folder = "RealBlur-J_ECC_IMCORR_centroid_itensity_ref"
+    wanted = {
+        (split, f"{folder}/{scene}/blur/blur_{n}.png", f"{folder}/{scene}/gt/gt_{n}.png")
+        for split, scene in (("train", "scene001"), ("train", "scene002"), ("test", "scene050"))
+        for n in (1, 2)
+    }
+    root = make(
+        tmp_path / "RealBlur", *(path for _, *both in wanted for path in both), f"{folder}/scene003/gt/gt_1.png"
+    )
+    for split in ("train", "test"):
+        lines = [f"{sharp} {blurred} 100" for mine, blurred, sharp in sorted(wanted) if mine == split]
+        (root / f"RealBlur_J_{split}_list.txt").write_text("\n".join([*lines, ""]))
+    found = find(root)
+    assert (found.layout, pairs_of(found, root)) == ("list", wanted)
+    assert {pair.scene for pair in found.splits["train"]} == {f"{folder}-scene001", f"{folder}-scene002"}
+
+
+def test_combined_pictures_only_by_their_flag(tmp_path: Path) -> None:
+    names = [f"{split}/{n}.jpg" for split in ("train", "val", "test") for n in "12"]
+    root = make(tmp_path / "facades", *names)
+    with pytest.raises(InputError, match="--layout combined"):
+        find(root)
+    found = find(root, "combined")
+    assert pairs_of(found, root) == {("validation" if n.startswith("val") else n.split("/")[0], n, n) for n in names}
+
+
+def test_two_folders_are_paired_by_relative_paths_without_endings(tmp_path: Path) -> None:
+    make(tmp_path, "soft/a/1.jpg", "soft/train/2.png", "soft/test/3.png")
+    make(tmp_path, "crisp/a/1.png", "crisp/train/2.png", "crisp/test/3.JPEG")
+    found = match_folders(tmp_path / "soft", tmp_path / "crisp")
+    assert pairs_of(found, tmp_path) == {
+        ("train", "soft/a/1.jpg", "crisp/a/1.png"),
+        ("train", "soft/train/2.png", "crisp/train/2.png"),
+        ("test", "soft/test/3.png", "crisp/test/3.JPEG"),
+    }
+    make(tmp_path, "soft/4.png")
+    with pytest.raises(InputError, match=r"soft/4\.png: has no sharp counterpart"):
+        match_folders(tmp_path / "soft", tmp_path / "crisp")
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_a_table_says_everything(tmp_path: Path, suffix: str, delimiter: str) -> None:
+    make(tmp_path, "x/1.png", "y/1.png", "x/2.png", "y/2.png", "x/3.png", "y/3.png")
+    rows = ["blurred sharp split scene", "x/1.png y/1.png train one", "x/2.png y/2.png val two", "x/3.png y/3.png  "]
+    table = tmp_path / f"pairs{suffix}"
+    table.write_text("\n".join(row.replace(" ", delimiter) for row in rows))
+    found = read_table(table)
+    assert pairs_of(found, tmp_path) == {
+        ("train", "x/1.png", "y/1.png"),
+        ("validation", "x/2.png", "y/2.png"),
+        ("train", "x/3.png", "y/3.png"),
+    }
+    assert [pair.scene for pair in found.splits["train"]] == ["one", "y"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["blurred,sharp", "1.png,9.png"], r"line 2: no such file .*9\.png"),
+        (["blurred,sharp", "1.png,1.png"], r"line 2: 1\.png is on both sides"),
+        (["input,target", "1.png,2.png"], "line 2: expected the columns blurred and sharp"),
+        (["blurred,sharp,split", "1.png,2.png,holdout"], "line 2: the split is 'holdout'"),
+        (["blurred,sharp", "1.png,2.png", "2.png,2.png"], "line 3"),
+        (["blurred,sharp", "1.png,2.png", "3.png,2.png"], "same key"),
+        (["blurred,sharp"], "has no pairs"),
+    ],
+)
+def test_a_wrong_table_is_refused_by_line(tmp_path: Path, rows: list[str], message: str) -> None:
+    make(tmp_path, "1.png", "2.png", "3.png")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match=message):
+        read_table(tmp_path / "pairs.csv")
+
+
+NEARLY: dict[str, list[str]] = {
+    "only the blurred side": ["train/input/1.png", "train/input/2.png"],
+    "only the sharp side": ["train/target/1.png"],
+    "a sharp picture is missing": ["input/1.png", "input/2.png", "target/1.png"],
+    "a blurred picture is missing": ["input/1.png", "target/1.png", "target/2.png"],
+    "numbered from 0 and from 1": ["input/0.png", "input/1.png", "target/1.png", "target/2.png"],
+    "two candidates for sharp": ["input/1.png", "target/1.png", "gt/1.png"],
+    "two candidates for blurred": ["input/1.png", "lq/1.png", "gt/1.png"],
+    "two files of one picture": ["input/1.png", "input/1.jpg", "target/1.png"],
+    "one side of another split": ["train/input/1.png", "test/target/1.png"],
+    "a split for some": ["train/input/1.png", "train/target/1.png", "input/2.png", "target/2.png"],
+    "mixed depths": ["input/1.png", "target/1.png", "input/s/2.png", "target/s/2.png"],
+    "deeper on one side": ["input/1.png", "target/s/1.png"],
+    "a folder of a third kind": ["input/1.png", "target/1.png", "masks/1.png"],
+    "crops beside the whole": ["train/input/1.png", "train/target/1.png", "train/input_crops/1.png"],
+    "contradicting folders": ["sharp/input/1.png", "sharp/target/1.png"],
+    "a name that contradicts its folder": ["input/1_sharp.png", "target/1_blur.png"],
+    "two splits in one path": ["train/test/input/1.png", "train/test/target/1.png"],
+    "names of sides that are not known": ["blur_crops/1.png", "sharp_crops/1.png"],
+    "camel case": ["BlurryImages/1.png", "CleanImages/1.png"],
+    "of super-resolution": ["HR/1.png", "LR_x4/1.png"],
+    "only A": ["A/1.png", "A/2.png"],
+    "CycleGAN": ["trainA/1.png", "trainB/1.png"],
+    "splits of pictures without sides": ["train/1.png", "val/1.png"],
+    "ends A and B": ["1_A.png", "1_B.png"],
+    "the end of one side": ["1_blur.png", "1.png"],
+    "a blurred photograph among others": ["holiday.png", "beach_blurred.png"],
+    "blurred in other words": ["beach-motionblur-3.png", "beach-3.png", "motion-blurry.png"],
+    "HIDE without GT for one": ["train/1.png", "test/2.png", "GT/1.png"],
+    "HIDE with a name in both splits": ["train/1.png", "test/1.png", "GT/1.png"],
+    "noisy and clean": ["noisy/1.png", "clean/1.png"],
+    "degraded": ["degraded/1.png", "other/1.png"],
+}
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_what_is_nearly_a_layout_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    root = make(tmp_path / "data", *NEARLY[name])
+    with pytest.raises(InputError, match=r"--pairs|--layout|remove"):
+        find(root)
+
+
+@pytest.mark.parametrize("name", ["blur", "Blurred", "input", "blur_gamma", "A", "lq", "test", "blurry-photos"])
+def test_a_folder_of_one_side_is_not_taken_for_photographs(name: str, tmp_path: Path) -> None:
+    root = make(tmp_path / "S1" / name, "1.png", "2.png")
+    with pytest.raises(InputError, match=f"{name}.*--layout photographs"):
+        find(root)
+    assert [photograph.key for photograph in find(root, "photographs").photographs] == ["1", "2"]
+
+
+def test_a_scene_below_a_folder_of_blurred_pictures_is_not_taken_for_photographs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--layout photographs"):
+        find(make(tmp_path / "train_blur" / "000", "1.png"))
+
+
+def test_photographs_in_folders_of_any_depth(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", "a.jpg", "2024/summer/b.JPG", "2024/album-b/c.png", "Bruges (2).png")
+    assert [x.key for x in find(root).photographs] == ["2024-album-b-c", "2024-summer-b", "Bruges-(2)", "a"]
+
+
+# ---- files
+
+
+def test_files_of_operating_systems_are_ignored_and_others_counted(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", "a.jpg", "a.xmp", "b.gif", "c.GIF", "README", "._a.jpg", ".DS_Store", "Thumbs.db")
+    make(root, "@eaDir/a.jpg", ".ipynb_checkpoints/a.png", "__MACOSX/a.jpg", "sub/desktop.ini")
+    found = find(root)
+    assert [photograph.key for photograph in found.photographs] == ["a"]
+    assert describe(found).splitlines()[1] == (
+        "not taken: 2 .gif, 1 .xmp, 1 README, 7 hidden or of the operating system"
+    )
+
+
+def test_linked_files_and_folders_are_followed_and_loops_refused(tmp_path: Path) -> None:
+    outside = make(tmp_path / "outside", "1.png", "album/2.png")
+    root = make(tmp_path / "photos", "0.png")
+    (root / "1.png").symlink_to(outside / "1.png")
+    (root / "album").symlink_to(outside / "album")
+    assert walk(root).pictures == ["0.png", "1.png", "album/2.png"]
+    (outside / "album" / "back").symlink_to(root)
+    with pytest.raises(InputError, match="back: links to a folder that it is in"):
+        walk(root)
+
+
+# ---- no blurred picture is ever taken for a sharp one
+
+BLURRED = ["blur", "blur_gamma", "Blurred", "blurry", "input", "LQ", "lq", "A", "blur_crops", "motionblur", "degraded"]
+SHARP = ["sharp", "Sharp", "target", "GT", "gt", "HQ", "B", "sharp_crops", "clean", "HR", "photos", ""]
+SPLITS = ["", "train", "test", "val", "Train"]
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, tuple[bool, str]]:
+    """Path -> (whether it is blurred, what it shows): a tree of one arrangement, with mistakes."""
+    words = draw(st.sampled_from(BLURRED)), draw(st.sampled_from(SHARP))
+    splits = draw(st.lists(st.sampled_from(SPLITS), min_size=1, max_size=2, unique=True))
+    scenes = draw(st.sampled_from([("",), ("S1",), ("S1", "S2"), ("", "S1")]))
+    place = draw(st.sampled_from(["above", "between", "below", "end", "begin", "split_word"]))
+    found = {}
+    for split in splits:
+        for scene in scenes:
+            for name in ("0001", "0002"):
+                for word, blurred in zip(words, (True, False), strict=True):
+                    path = _path(place, word, split, scene, name)
+                    path += draw(st.sampled_from([".png", ".png", ".png", ".jpg"]))
+                    if draw(st.integers(0, 19)):  # sometimes one is missing
+                        found.setdefault(path, (blurred, f"{split.lower()}/{scene}/{name}"))
+    return found
+
+
+def _path(place: str, word: str, split: str, scene: str, name: str) -> str:
+    parts = {
+        "above": [word, split, scene, name],
+        "between": [split, word, scene, name],
+        "below": [split, scene, word, name],
+        "end": [split, scene, f"{name}_{word}" if word else name],
+        "begin": [split, scene, f"{word}_{name}" if word else name],
+        "split_word": [split, f"{split}_{word}" if split and word else word, scene, name],
+    }
+    return "/".join(part for part in parts[place] if part)
+
+
+@settings(max_examples=400, deadline=None)
+@given(tree=trees(), blur=st.sampled_from([None, "blur", "blur_gamma"]))
+def test_no_blurred_picture_is_ever_taken_for_a_sharp_one(
+    tmp_path_factory: pytest.TempPathFactory, tree: dict[str, tuple[bool, str]], blur: str | None
+) -> None:
+    root = make(tmp_path_factory.mktemp("tree") / "data", *tree)
+    try:
+        found = find(root, blur=blur)
+    except InputError:
+        return
+    truth = {(root / path): value for path, value in tree.items()}
+    assert not any(truth[photograph.path][0] for photograph in found.photographs)
+    for split, pairs in found.splits.items():
+        for pair in pairs:
+            (first, shown), (second, also_shown) = truth[pair.blurred], truth[pair.sharp]
+            assert (first, second, shown) == (True, False, also_shown)
+            said = shown.split("/")[0]
+            assert split == {"": "train", "val": "validation"}.get(said, said)
