@@ -1,11 +1,14 @@
 """Media types of requests and responses, and content negotiation."""
 
+from deblur.data.formats import FORMATS
 from deblur.data.photographs import Photograph
 from deblur.inference.photograph import obstacle
 
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
-TYPES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""By Pillow's format. A phone's MPO is a JPEG with more data behind it."""
+"""Of responses."""
+TYPES = {one.name: one.media_types[0] for one in FORMATS if one.media_types} | {"MPO": "image/jpeg"}
+"""Of requests, by Pillow's format. A phone's MPO is a JPEG with more data behind it."""
+ACCEPTED = tuple(kind for one in FORMATS for kind in one.media_types)
 
 
 class NotAcceptable(ValueError):

@@ -11,7 +11,6 @@ from cluster import exporter
 from cluster.errors import InputError
 from cluster.gate import Limits
 from deblur.app.metrics import SERVICE
-from deblur.data.pictures import MAX_PIXELS
 from deblur.models.trained import EMBEDDED, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Service:
     """cpu or cuda; auto is a GPU if there is one."""
     max_replicas: int | None = None
     """Maximum number of processes; by default one per GPU of this machine, or one."""
-    max_megapixels: float = MAX_PIXELS / 1e6
+    max_megapixels: float = 64
     """Limit of one picture, and of all that a replica holds decoded; each takes about 30 MB of memory."""
     metrics_port: int = 9170
     """Replicas serve metrics to Prometheus on the ports that follow it; 0: none."""
@@ -42,10 +41,8 @@ class Service:
     def __post_init__(self) -> None:
         if self.max_replicas is not None and self.max_replicas < 1:
             raise InputError(f"--max-replicas is {self.max_replicas}; it must be at least 1")
-        if not 0 < self.max_megapixels <= MAX_PIXELS / 1e6:
-            raise InputError(
-                f"--max-megapixels is {self.max_megapixels}; it must be greater than 0 and at most {MAX_PIXELS / 1e6:g}"
-            )
+        if self.max_megapixels <= 0:
+            raise InputError(f"--max-megapixels is {self.max_megapixels}; it must be greater than 0")
         exporter.check_port(self.metrics_port)
 
 

@@ -25,9 +25,9 @@ from cluster.errors import InputError
 from cluster.exporter import Metrics
 from cluster.gate import Application, Limits
 from deblur.app.batching import Batcher, most_pixels
-from deblur.app.media import SUFFIXES, TYPES, NotAcceptable, answer_type
+from deblur.app.media import ACCEPTED, SUFFIXES, TYPES, NotAcceptable, answer_type
 from deblur.data.photographs import read_photograph
-from deblur.data.pictures import MAX_PIXELS, TooLarge, open_picture
+from deblur.data.pictures import TooLarge, open_picture
 from deblur.inference.photograph import write_photograph
 from deblur.inference.pieces import PieceRunner
 from deblur.inference.tiles import advance, restoring
@@ -58,7 +58,7 @@ class Web:
         device: torch.device | str,
         metrics: Metrics,
         *,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int = 64_000_000,
         max_bytes: int,
     ) -> None:
         """`generator` in eval mode, on the device; `metrics` of the table SERVICE are kept up to date.
@@ -115,7 +115,7 @@ class Web:
         given, pixels = await _in_thread(_inspect, data, self._max_pixels)
         async with self._decoded.acquire(pixels):
             timing.end("wait")
-            photograph = await _in_thread(read_photograph, data, NAME)
+            photograph = await _in_thread(read_photograph, data, NAME, self._max_pixels)
             kind = answer_type(request.headers.get("accept"), given, photograph)
             timing.end("decode")
             restored = await self._restore_pixels(photograph.pixels)
@@ -141,7 +141,7 @@ class Web:
         return step
 
     async def _limits(self, request: Request) -> Response:
-        limits = {"bytes": self._max_bytes, "pixels": self._max_pixels, "types": list(SUFFIXES)}
+        limits = {"bytes": self._max_bytes, "pixels": self._max_pixels, "types": list(ACCEPTED)}
         return JSONResponse(limits, headers=_HEADERS)
 
     async def _health(self, request: Request) -> Response:
@@ -208,22 +208,22 @@ class _ServerTiming:
 
 def _check_type(content_type: str) -> None:
     kind = content_type.partition(";")[0].strip().lower()
-    if kind and kind not in SUFFIXES and kind != "application/octet-stream":
+    if kind and kind not in ACCEPTED and kind != "application/octet-stream":
         # Forms would need a parser, and every client can send a plain file.
         example = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
-        raise HTTPException(415, f"The body is {kind}; send the plain bytes of a JPEG, PNG or WebP, as in: {example}")
+        raise HTTPException(
+            415, f"The body is {kind}; send the plain bytes of one of {', '.join(ACCEPTED)}, as in: {example}"
+        )
 
 
 def _inspect(data: bytes, max_pixels: int) -> tuple[str, int]:
     """Media type and number of pixels of a picture, from its header."""
     if not data:
-        raise HTTPException(400, "The body is empty; send a JPEG, PNG or WebP.")
-    picture = open_picture(data, NAME)
+        raise HTTPException(400, "The body is empty; send a picture.")
+    picture = open_picture(data, NAME, max_pixels)
     width, height = picture.size
     if picture.format not in TYPES:
-        raise HTTPException(415, f"{NAME} is a {picture.format}; send a JPEG, PNG or WebP.")
-    if width * height > max_pixels:
-        raise TooLarge(f"{NAME}: {width}x{height} is over the limit of {max_pixels} pixels; scale it down")
+        raise HTTPException(415, f"{NAME} is a {picture.format}; send one of {', '.join(ACCEPTED)}.")
     return TYPES[picture.format], width * height
 
 

@@ -3,11 +3,12 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cluster.errors import InputError
-from deblur.data.pictures import SUFFIXES
+from deblur.data.formats import is_picture, missing_reader
 
 LIST_FILE = re.compile(r".*(train|test|val)_?list\.txt", re.IGNORECASE)
 """A file of RealBlur that lists the pairs of a split."""
@@ -23,29 +24,44 @@ class Files:
     others: Counter[str]
     """Number of other files by their ending in lower case."""
     ignored: int
-    """Hidden files and folders, and those that operating systems leave."""
+    """Number of hidden files, and of those that operating systems leave."""
 
 
 def walk(root: Path) -> Files:
     """The files below a folder; links are followed. Raises InputError for a missing folder, and a loop of links."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    pictures, lists, others, ignored = [], [], Counter[str](), 0
+    found = []
     for folder, inside, names in os.walk(root, followlinks=True):
         _refuse_loops(Path(folder), inside)
-        ignored += sum(map(_is_ignored, [*inside, *names]))
-        inside[:] = [name for name in inside if not _is_ignored(name)]
-        for name in names:
-            if _is_ignored(name):
-                continue
-            path, ending = Path(folder, name).relative_to(root).as_posix(), Path(name).suffix.lower()
-            if ending in SUFFIXES:
-                pictures.append(path)
-            elif LIST_FILE.fullmatch(name):
-                lists.append(path)
-            else:
-                others[ending or name] += 1
-    return Files(pictures=sorted(pictures), lists=sorted(lists), others=others, ignored=ignored)
+        found += [Path(folder, name).relative_to(root).as_posix() for name in names]
+    return sort_files(found)
+
+
+def sort_files(paths: Iterable[str]) -> Files:
+    """Sorts paths of files, or keys of objects, by what they are."""
+    pictures, lists, others, ignored = [], [], Counter[str](), 0
+    for path in sorted(paths):
+        parts = PurePosixPath(path)
+        if any(map(_is_ignored, parts.parts)):
+            ignored += 1
+        elif is_picture(path):
+            pictures.append(path)
+        elif LIST_FILE.fullmatch(parts.name):
+            lists.append(path)
+        else:
+            others[parts.suffix.lower() or parts.name] += 1
+    return Files(pictures=pictures, lists=lists, others=others, ignored=ignored)
+
+
+def not_taken(others: Counter[str], ignored: int) -> str:
+    """ "not taken: 12 .gif, 3 .txt", or "" if there are no such files."""
+    parts = []
+    for ending, count in sorted(others.items()):
+        hint = missing_reader(ending)
+        parts.append(f"{count:,} {ending}" + (f" ({hint})" if hint else ""))
+    parts += [f"{ignored:,} hidden or of the operating system"] if ignored else []
+    return "not taken: " + ", ".join(parts) if parts else ""
 
 
 def _is_ignored(name: str) -> bool:

@@ -15,9 +15,9 @@ from typing import Literal
 
 from cluster.errors import InputError
 from deblur.data.files import walk
+from deblur.data.formats import SUFFIXES
 from deblur.data.pair_lists import read_list_files
 from deblur.data.pairs import Found, Pair, SharpPicture, distinct, key_of
-from deblur.data.pictures import SUFFIXES
 
 Layout = Literal["auto", "photographs", "combined"]
 GoproBlur = Literal["blur", "blur_gamma"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.errors import InputError
+from deblur.data.files import not_taken
 from deblur.data.pictures import open_picture, upright_size
 
 
@@ -42,7 +43,7 @@ class Found:
     not_taken: Counter[str] = field(default_factory=Counter)
     """Number of files that are no pictures, by their ending."""
     ignored: int = 0
-    """Hidden files and folders, and those that operating systems leave."""
+    """Number of hidden files, and of those that operating systems leave."""
 
 
 Keyed = TypeVar("Keyed", Pair, SharpPicture)
@@ -56,9 +57,7 @@ def describe(found: Found) -> str:
     else:
         counts = ", ".join(f"{len(pairs):,} {split} pairs" for split, pairs in found.splits.items())
         lines = [f"{_TITLES.get(found.layout, f'{found.layout} tree')}: {counts}"]
-    others = [f"{count:,} {ending}" for ending, count in sorted(found.not_taken.items())]
-    others += [f"{found.ignored:,} hidden or of the operating system"] if found.ignored else []
-    return "\n".join([*lines, *(["not taken: " + ", ".join(others)] if others else [])])
+    return "\n".join(filter(None, [*lines, not_taken(found.not_taken, found.ignored)]))
 
 
 def size_problems(pairs: Iterable[Pair]) -> list[str]:

@@ -29,9 +29,9 @@ class Photograph:
     """ICC profile of the pixels."""
 
 
-def read_photograph(data: bytes, name: str) -> Photograph:
+def read_photograph(data: bytes, name: str, max_pixels: int | None = None) -> Photograph:
     """Decodes a file. Raises InputError with its name if it is not a single photograph of 8 or 16 bits."""
-    picture = open_picture(data, name)
+    picture = open_picture(data, name, max_pixels)
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a phone's MPO is one photograph, then depth and gain maps
         raise InputError(f"{name}: holds {frames} pictures; split it into one file each")

@@ -10,10 +10,10 @@ import PIL.ExifTags
 import PIL.Image
 
 from cluster.errors import InputError
+from deblur.data.formats import NAMES
 
-MAX_PIXELS = 64_000_000  # larger pictures are refused as decompression bombs
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 256_000_000  # larger pictures are refused as decompression bombs; phones have up to 200 megapixels
+PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; open_picture has one that callers choose
 
 
 class Undecodable(InputError):
@@ -21,21 +21,24 @@ class Undecodable(InputError):
 
 
 class TooLarge(Undecodable):
-    """More than MAX_PIXELS."""
+    """Over the limit of pixels."""
 
 
-def open_picture(source: bytes | Path, name: str) -> PIL.Image.Image:
-    """Reads a picture's header and checks its size, without decoding. Raises Undecodable naming it."""
+def open_picture(source: bytes | Path, name: str, max_pixels: int | None = None) -> PIL.Image.Image:
+    """Reads a picture's header and checks its size, without decoding. Raises Undecodable naming it.
+
+    max_pixels  default: MAX_PIXELS
+    """
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
-    except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above ours
-        raise TooLarge(f"{name}: is over the limit of {MAX_PIXELS} pixels; scale it down") from error
+        picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=NAMES)
     except Exception as error:
-        reason = f"none of {', '.join(_FORMATS)}" if isinstance(error, PIL.UnidentifiedImageError) else error
+        reason = f"none of {', '.join(NAMES)}" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise Undecodable(f"{name}: not a picture that can be decoded ({reason}); replace or remove it") from error
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise TooLarge(f"{name}: {width}x{height} is over the limit of {MAX_PIXELS} pixels; scale it down")
+    if width * height > max_pixels:
+        size = f"{width}x{height} is over the limit of {max_pixels} pixels"
+        raise TooLarge(f"{name}: {size}; scale it down, or raise --max-megapixels")
     return picture
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -18,8 +19,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cluster.errors import FINAL, InputError
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
+from deblur.data.files import not_taken, sort_files
+from deblur.data.formats import SUFFIXES, is_picture, missing_reader, restored_name
 from deblur.data.photographs import read_photograph
-from deblur.data.pictures import SUFFIXES
 from deblur.inference.photograph import write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, RAMP, TILE, restore_picture
 from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
@@ -40,6 +42,8 @@ class RestoreSettings:
     """cpu, cuda, cuda:1, or auto: a GPU if available."""
     tile: int = 0
     """Side of tiles in pixels; 0 uses tiles only if a photograph is large or GPU memory is short."""
+    max_megapixels: float = 256
+    """Largest photograph that is decoded; each megapixel takes about 30 MB of memory."""
     overwrite: bool = False
     """Replace photographs that exist in --out."""
     nodes: int | None = None
@@ -50,6 +54,8 @@ class RestoreSettings:
     def __post_init__(self) -> None:
         if self.tile and self.tile < _SMALLEST_TILE:
             raise InputError(f"--tile is {self.tile}; it must be at least {_SMALLEST_TILE}, or 0 for automatic")
+        if self.max_megapixels <= 0:
+            raise InputError(f"--max-megapixels is {self.max_megapixels}; it must be greater than 0")
         if self.nodes is not None and self.nodes < 1:
             raise InputError(f"--nodes is {self.nodes}; it must be at least 1")
 
@@ -102,7 +108,9 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
         try:
             data = store(photo.folder).get(photo.name)
             suffix = PurePosixPath(photo.target).suffix
-            restored = restore_file(generator, data, photo.place, suffix, device, settings.tile)
+            restored = restore_file(
+                generator, data, photo.place, suffix, device, settings.tile, int(settings.max_megapixels * 1e6)
+            )
             store(settings.out).put(photo.target, restored)
         except InputError as error:
             return str(error)
@@ -118,10 +126,16 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
 
 
 def restore_file(
-    generator: nn.Module, data: bytes, name: str, suffix: str, device: torch.device, tile: int = 0
+    generator: nn.Module,
+    data: bytes,
+    name: str,
+    suffix: str,
+    device: torch.device,
+    tile: int = 0,
+    max_file_pixels: int | None = None,
 ) -> bytes:
     """The restored photograph as a file in the suffix's format. Raises InputError with its name."""
-    photograph = read_photograph(data, name)
+    photograph = read_photograph(data, name, max_file_pixels)
     max_pixels, side = (0, tile) if tile else (None, TILE)
     restored = restore_picture(generator, photograph.pixels, device=device, max_pixels=max_pixels, tile=side)
     return write_photograph(photograph, restored, name, suffix)
@@ -149,24 +163,24 @@ def plan(inputs: Sequence[str], out: str) -> list[Photo]:
 def _found(inputs: Sequence[str], out: str) -> Iterator[Photo]:
     """Each photograph of the inputs, without those in an `out` inside an input folder."""
     for given in inputs:
-        is_photo = PurePosixPath(given).suffix.lower() in SUFFIXES
+        is_photo = is_picture(given)
         is_url = "://" in given
         if Path(given).is_dir() or (is_url and not is_photo):
-            inside = [key for key in open_store(given).list() if _is_photo(key) and not _is_made(given, key, out)]
-            if not inside:
-                raise InputError(f"{given}: no photographs in this folder (expected {', '.join(SUFFIXES)})")
-            yield from (Photo(absolute(given), key, key) for key in inside)
+            files = sort_files(key for key in open_store(given).list() if not _is_made(given, key, out))
+            others = not_taken(files.others + Counter(".txt" for _ in files.lists), files.ignored)
+            if not files.pictures:
+                raise InputError(f"{given}: no photographs in this folder (expected {', '.join(SUFFIXES)}) {others}")
+            if others:
+                print(f"{given}: {others}", flush=True)
+            yield from (Photo(absolute(given), key, restored_name(key)) for key in files.pictures)
         elif not is_url and not Path(given).is_file():
             raise InputError(f"{given}: no such file or folder")
         elif not is_photo:
-            raise InputError(f"{given}: not a supported format ({', '.join(SUFFIXES)}); convert it")
+            hint = missing_reader(PurePosixPath(given).suffix.lower()) or "convert it"
+            raise InputError(f"{given}: not a supported format ({', '.join(SUFFIXES)}); {hint}")
         else:
             folder, _, name = absolute(given).rpartition("/")
-            yield Photo(folder, name, name)
-
-
-def _is_photo(key: str) -> bool:
-    return PurePosixPath(key).suffix.lower() in SUFFIXES
+            yield Photo(folder, name, restored_name(name))
 
 
 def _is_made(folder: str, name: str, out: str) -> bool:

@@ -7,9 +7,10 @@ import numpy as np
 import PIL.Image
 
 from cluster.errors import InputError
+from deblur.data.formats import format_of
 from deblur.data.photographs import Photograph
 
-_FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}  # else JPEG
+_LOSSY = ("JPEG", "WEBP", "AVIF")
 _WITHOUT_ALPHA = ("JPEG", "BMP")
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # in pixels, limits of libjpeg and libwebp
 
@@ -21,7 +22,7 @@ def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suff
     """
     if reason := obstacle(photograph, suffix):
         raise InputError(f"{name}: {reason}; rename it to .png")
-    kind = _FORMATS.get(suffix.lower(), "JPEG")
+    kind = format_of(suffix).name
     picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     if photograph.grey:
         picture = picture.convert("L")
@@ -30,14 +31,14 @@ def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suff
     # WebP has no grey: the picture becomes RGB, to which a grey profile does not apply.
     profile = None if photograph.grey and kind == "WEBP" else photograph.profile
     out = io.BytesIO()
-    options: dict[str, Any] = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+    options: dict[str, Any] = {"quality": 95} if kind in _LOSSY else {}
     picture.save(out, kind, icc_profile=profile, **options)
     return out.getvalue()
 
 
 def obstacle(photograph: Photograph, suffix: str) -> str:
     """Why the suffix's format cannot hold the photograph; empty if it can."""
-    kind = _FORMATS.get(suffix.lower(), "JPEG")
+    kind = format_of(suffix).name
     height, width = photograph.pixels.shape[:2]
     if photograph.alpha is not None and kind in _WITHOUT_ALPHA:
         return f"has an alpha channel, which a {kind} cannot hold"

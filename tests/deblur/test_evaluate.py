@@ -130,10 +130,10 @@ def test_folders_give_pairs_of_equal_names_sorted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("lost", "left"), [("blurred", "sharp"), ("sharp", "blurred")])
-def test_an_unpaired_picture_is_refused_with_both_names(tmp_path: Path, lost: str, left: str) -> None:
+def test_an_unpaired_picture_is_refused_by_name(tmp_path: Path, lost: str, left: str) -> None:
     blurred, sharp = folders(tmp_path, ("a.png", "b.png"))
     (tmp_path / lost / "b.png").unlink()
-    with pytest.raises(InputError, match=rf"{left}/b\.png: has no counterpart .*{lost}/b\.png"):
+    with pytest.raises(InputError, match=rf"{left}/b\.png: has no {lost} counterpart"):
         folder_pairs(blurred, sharp)
 
 

@@ -17,8 +17,7 @@ from deblur.serve import Settings, application
     ("values", "pattern"),
     [
         ({"max_replicas": 0}, "--max-replicas is 0"),
-        ({"max_megapixels": 0.0}, "--max-megapixels is 0.0;.* 64"),
-        ({"max_megapixels": 65.0}, "--max-megapixels is 65.0;.* 64"),
+        ({"max_megapixels": 0.0}, "--max-megapixels is 0.0"),
         ({"metrics_port": 80}, "--metrics-port is 80;.* 1024"),
         ({"port": 0}, "--port is 0;.* 65535"),
         ({"port": 70_000}, "--port is 70000;.* 65535"),

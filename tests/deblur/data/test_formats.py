@@ -1,0 +1,121 @@
+"""Formats: the same picture in each comes out the same in packing, restoring and the service."""
+
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import pytest
+import skimage.data
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import InputError
+from cluster.storage import open_store
+from deblur.app.media import ACCEPTED, TYPES
+from deblur.data.dataset import Dataset
+from deblur.data.formats import FORMATS, SUFFIXES, is_picture, restored_name
+from deblur.data.loader import pairs_of
+from deblur.data.pack_settings import PackSettings
+from deblur.data.packing import pack
+from deblur.data.photographs import read_photograph
+from deblur.inference.bulk import plan, restore_file
+
+UPRIGHT = np.ascontiguousarray(skimage.data.astronaut()[:160, 100:340])
+
+
+@cache
+def display_p3() -> bytes:
+    """Not a copy of Apple's: sRGB's profile with the red colorant of Display P3, which is what a decoder must keep."""
+    data = bytearray(PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(data[128:132], "big")
+    for nth in range(count):
+        tag = 132 + 12 * nth
+        if data[tag : tag + 4] == b"rXYZ":
+            start = int.from_bytes(data[tag + 4 : tag + 8], "big") + 8
+            data[start : start + 12] = b"".join(
+                round(65536 * value).to_bytes(4, "big", signed=True) for value in (0.5151, 0.2412, -0.0011)
+            )
+    return bytes(data)
+
+
+def iphone_heic() -> bytes:
+    """A HEIC with EXIF orientation 6 and a wide gamut, as phones write it: stored turned, shown upright."""
+    exif = PIL.Image.Exif()
+    exif[0x112] = 6
+    exif[0x110] = "a phone"
+    out = io.BytesIO()
+    stored = PIL.Image.fromarray(np.ascontiguousarray(np.rot90(UPRIGHT)))
+    stored.save(out, "HEIF", quality=95, exif=exif.tobytes(), icc_profile=display_p3())
+    return out.getvalue()
+
+
+def distance(pixels: np.ndarray) -> float:
+    assert pixels.shape == UPRIGHT.shape
+    return float(np.abs(pixels.astype(int) - UPRIGHT).mean())
+
+
+class Same(nn.Module):
+    def forward(self, blurred: Tensor) -> Tensor:
+        return blurred
+
+
+def test_a_phones_heic_is_upright_and_keeps_its_colours_in_packing_and_restoring(tmp_path: Path) -> None:
+    data = iphone_heic()
+    assert PIL.Image.open(io.BytesIO(data)).format == "HEIF"
+    found = read_photograph(data, "IMG_0001.HEIC")
+    assert distance(found.pixels) < 4
+    assert found.profile == display_p3()
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "IMG_0001.HEIC").write_bytes(data)
+    index = pack(PackSettings(source=str(tmp_path / "photos"), out=str(tmp_path / "out"), validation_scenes=0))
+    dataset = Dataset(open_store(tmp_path / "out"), index)
+    ((_, sharp),) = pairs_of(dataset, index.splits["train"], range(1), 1)
+    assert np.array_equal(sharp, found.pixels)
+
+    (photo,) = plan([str(tmp_path / "photos")], str(tmp_path / "restored"))
+    assert photo.target == "IMG_0001.jpg"
+    restored = PIL.Image.open(io.BytesIO(restore_file(Same().eval(), data, photo.name, ".jpg", torch.device("cpu"))))
+    assert (restored.format, restored.info["icc_profile"]) == ("JPEG", display_p3())
+    assert 0x112 not in restored.getexif()
+    assert distance(np.array(restored)) < 5
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_each_ending_is_read_and_restored_in_a_format_of_its_name(suffix: str) -> None:
+    kind = next(one.name for one in FORMATS if suffix in one.endings)
+    data = io.BytesIO()
+    PIL.Image.fromarray(UPRIGHT).save(data, kind, **({"quality": 95} if kind not in ("PNG", "BMP", "TIFF") else {}))
+    assert is_picture(f"x{suffix.upper()}")
+    assert distance(read_photograph(data.getvalue(), f"x{suffix}").pixels) < 5
+    target = Path(restored_name(f"folder/x{suffix}"))
+    restored = restore_file(Same().eval(), data.getvalue(), "x", target.suffix, torch.device("cpu"))
+    written = PIL.Image.open(io.BytesIO(restored))
+    assert target.suffix in next(one.endings for one in FORMATS if one.name == written.format)
+    assert distance(np.array(written)) < 6
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "TIFF", "AVIF", "HEIF"])
+def test_files_of_several_pictures_are_refused_whatever_their_format(kind: str) -> None:
+    frames = [PIL.Image.fromarray(np.roll(UPRIGHT, shift, 0)) for shift in (0, 40, 80)]
+    data = io.BytesIO()
+    frames[0].save(data, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="x: holds 3 pictures"):
+        read_photograph(data.getvalue(), "x")
+
+
+def test_the_service_accepts_what_phones_and_browsers_make() -> None:
+    assert set(ACCEPTED) == {"image/jpeg", "image/png", "image/webp", "image/avif", "image/heic", "image/heif"}
+    assert TYPES["HEIF"] == "image/heic"
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jpg", "b.JPE", "c.jfif", "d.CR2", "e.gif", "f.gif", "._a.jpg", ".DS_Store", "sub/@eaDir/a.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    photos = plan([str(tmp_path / "in")], str(tmp_path / "out"))
+    assert [photo.name for photo in photos] == ["a.jpg", "b.JPE", "c.jfif"]
+    assert "not taken: 1 .cr2, 2 .gif, 3 hidden" in capsys.readouterr().out
