@@ -39,9 +39,10 @@ from cluster.storage import join, open_store
 from deblur.config.recipes import DataRecipe
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
+from deblur.data.index import Index, read_index, write_index
 from deblur.data.loader import BadSamples, Crop, batches, read_files
 from deblur.data.plan import Plan
-from deblur.data.shards import Index, PackedSample, read_index, write_index, write_split
+from deblur.data.shards import PackedSample, write_split
 
 HEIGHT, WIDTH = 720, 1280
 CUT, STEP = 512, 256
@@ -130,7 +131,7 @@ def ours(url: str, settings: Settings, images_seen: int = 0) -> Iterator[Any]:
     """Batches of the product's loader."""
     dataset = _dataset(url)
     data = DataRecipe(batch_size=settings.batch_size, crop=settings.crop)
-    sizes = tuple(len(shard.samples) for shard in dataset.index.splits["train"].shards)
+    sizes = tuple(shard.num_samples for shard in dataset.index.splits["train"].shards)
     plan, bad = Plan(shard_sizes=sizes, batch_size=settings.batch_size, seed=0), BadSamples(0, 1)
     return batches(dataset, plan, range(settings.batch_size), data, images_seen, settings.threads, bad)
 
@@ -273,7 +274,9 @@ def write_files(folder: Path, pngs: Pngs) -> None:
 def pngs_of(url: str) -> Pngs:
     """PNGs of all training pairs."""
     dataset = _dataset(url)
-    found = (read_files(dataset, shard, s) for shard in dataset.index.splits["train"].shards for s in shard.samples)
+    found = (
+        read_files(dataset, shard, s) for shard in dataset.index.splits["train"].shards for s in dataset.samples(shard)
+    )
     return [(blurred[0], sharp[0]) for blurred, sharp in found]
 
 

@@ -12,20 +12,26 @@ from benchmarks.timing import wait
 
 def peak_bytes(work: Callable[..., Any], *arguments: Any) -> int:
     """Peak bytes of `work(*arguments)`, which are pickled."""
+    return measured(work, *arguments)[1]
+
+
+def measured(work: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    """What `work(*arguments)` returns, and its peak bytes; all are pickled."""
     context = get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_send_peak, args=(queue, work, arguments))
+    process = context.Process(target=_send, args=(queue, work, arguments))
     process.start()
-    peak = int(queue.get())
+    result: tuple[Any, int] = queue.get()
     process.join()
-    return peak
+    return result
 
 
-def _send_peak(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _send(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     before = _resident("VmRSS")
-    work(*arguments)
+    result = work(*arguments)
     wait()
-    queue.put(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
+    queue.put((result, peak))
 
 
 def _resident(which: str) -> int:

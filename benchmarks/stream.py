@@ -33,9 +33,9 @@ from cluster.errors import InputError
 from cluster.storage import Retry, Store, open_store
 from cluster.storage.s3 import s3_client
 from deblur.data.dataset import Dataset
+from deblur.data.index import Index, Sample, Shard, Split
 from deblur.data.loader import UPDATES_AHEAD
 from deblur.data.plan import Plan
-from deblur.data.shards import Index, Sample, Shard, Split
 from deblur.data.stream import BLOCK_BYTES, updates
 
 SAMPLE_BYTES = 1_300_000  # a pair of GOPRO in PNG
@@ -148,9 +148,10 @@ def lane(store: Store, key: str, size: int) -> list[bytes]:
     """Reads an object like a lane of the loader: samples the size of a GOPRO pair, requested some updates ahead."""
     starts = range(0, size, SAMPLE_BYTES)
     samples = tuple(Sample(key=str(at), offset=at, length=min(SAMPLE_BYTES, size - at), crc32=0) for at in starts)
-    split = Split(shards=(Shard(name=key, size_bytes=size, samples=samples),), smallest=(0, 0))
+    shard = Shard(name=key, size_bytes=size, num_samples=len(samples), table_sha256="")
+    split = Split(shards=(shard,), smallest=(0, 0))
     plan = Plan(shard_sizes=(len(samples),), batch_size=1, seed=0)
-    dataset = Dataset(store, Index(made={}, splits={"train": split}))
+    dataset = Dataset(store, Index(made={}, splits={"train": split}, tables={key: samples}))
     with ThreadPoolExecutor(2) as fetchers:
         made = islice(updates(dataset, split, plan, range(1), 0, fetchers), len(samples))
         parts = (part for _, _, (part,) in made)

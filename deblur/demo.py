@@ -54,7 +54,7 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
     dataset = open_dataset(data)
     split = dataset.index.splits["test"]
     blurred, sharp = next(pairs_of(dataset, split, range(1), 1))
-    key = split.shards[0].samples[0].key
+    key = dataset.samples(split.shards[0])[0].key
     restored, scores = {}, {}
     for name in (EMBEDDED, run.url):
         model = load_model(name, _CPU)

@@ -8,7 +8,8 @@ import scipy.ndimage
 from cluster.storage import Store
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
-from deblur.data.shards import Index, PackedSample, read_index, write_index, write_split
+from deblur.data.index import Index, read_index, write_index
+from deblur.data.shards import PackedSample, write_split
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:

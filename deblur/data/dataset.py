@@ -1,11 +1,13 @@
 """A packed dataset: its index, and access to its shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cluster.errors import InputError
 from cluster.storage import Retry, Store, join, open_store
 from cluster.storage.cache import Cache
-from deblur.data.shards import Index, Sample, Shard, read_index
+from deblur.data.index import Index, Sample, Shard, read_index, read_table
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,10 @@ class Dataset:
     store: Store
     index: Index
     cache: Cache | None = None
+
+    def samples(self, shard: Shard) -> Sequence[Sample]:
+        """The samples of a shard, read from the store at the first call. Raises DamagedError."""
+        return self.index.tables.get(shard.name) or _table(self.store, shard)
 
     def read(self, shard: Shard, start: int, end: int) -> bytes:
         """The bytes [start, end) of a shard."""
@@ -26,6 +32,11 @@ class Dataset:
         if self.cache:
             self.cache.forget(shard.name, start, end)
         return self.store.get(shard.name, start, end)
+
+
+@lru_cache(maxsize=256)  # of all lanes that a process has; a table takes about 0.2 KB per sample
+def _table(store: Store, shard: Shard) -> Sequence[Sample]:
+    return read_table(store, shard)
 
 
 def open_dataset(url: str, retry: Retry | None = None) -> Dataset:

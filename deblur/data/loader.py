@@ -7,6 +7,7 @@ no shared memory is needed.
 import contextlib
 import logging
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +21,10 @@ from deblur.config import randomness
 from deblur.config.recipes import DataRecipe
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
+from deblur.data.index import Sample, Shard, Split
 from deblur.data.pictures import Undecodable
 from deblur.data.plan import Plan
-from deblur.data.shards import Sample, Shard, Split, unpack
+from deblur.data.shards import unpack
 from deblur.data.stream import Slice, updates
 
 UPDATES_AHEAD = 3
@@ -150,9 +152,10 @@ class _Loader:
         """
         lane, update = divmod(position, self.plan.updates_per_epoch)
         for other in (*range(update - 1, -1, -1), *range(update + 1, self.plan.updates_per_epoch)):
-            shard, nth = self.plan.sample(epoch, self.plan.position(lane, other))
+            nth_shard, nth = self.plan.sample(epoch, self.plan.position(lane, other))
+            shard = self.split.shards[nth_shard]
             with contextlib.suppress(Undecodable):  # counted when its turn comes
-                return self._cut(self.split.shards[shard], self.split.shards[shard].samples[nth], epoch, position)
+                return self._cut(shard, self.dataset.samples(shard)[nth], epoch, position)
         raise InputError(f"{self.dataset.store.url}: no sample of a lane decodes; pack the dataset again")
 
 
@@ -177,10 +180,12 @@ def pairs_of(
 
     Pairs that do not decode are counted in `bad` and skipped; without `bad`, Undecodable is raised.
     """
-    samples = [(shard, sample) for shard in split.shards for sample in shard.samples]
+    starts = split.starts
 
     def read(index: int) -> Pair | None:
-        shard, sample = samples[index]
+        nth = bisect_right(starts, index) - 1
+        shard = split.shards[nth]
+        sample = dataset.samples(shard)[index - starts[nth]]
         try:
             blurred, sharp = read_files(dataset, shard, sample)
             return pictures.decode(*blurred), pictures.decode(*sharp)

@@ -15,13 +15,14 @@ from tqdm import tqdm
 from cluster.errors import DamagedError, InputError
 from cluster.storage import Store, join, open_store
 from deblur.data import pictures
+from deblur.data.index import INDEX, Index, Split, read_index, write_index
 from deblur.data.pack_settings import SAMPLES, PackSettings
-from deblur.data.shards import INDEX, Index, PackedSample, Split, read_index, write_index, write_split
+from deblur.data.shards import PackedSample, write_split
 from deblur.data.sources import COMPARED, Source, checked_sources, refuse_bad
 
 GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the complete GOPRO_Large
 _THREADS = 4
-_SHARD = re.compile(r"(pack-\d+/)?(train|validation|test)/\d{6}\.tar")
+_SHARD = re.compile(r"(pack-\d+/)?(train|validation|test)/\d{6}\.(tar|npz)")
 
 
 def pack(settings: PackSettings) -> Index:
@@ -159,8 +160,9 @@ def _packed(source: Source, key: str, pngs: list[bytes], size: tuple[int, int]) 
 
 
 def _delete_stale_shards(store: Store, index: Index) -> None:
-    """Deletes shards of an earlier or interrupted pack that this index does not have."""
-    mine = {f"{index.folder}/{shard.name}".lstrip("/") for split in index.splits.values() for shard in split.shards}
+    """Deletes shards and tables of an earlier or interrupted pack that this index does not have."""
+    shards = [shard for split in index.splits.values() for shard in split.shards]
+    mine = {f"{index.folder}/{name}".lstrip("/") for shard in shards for name in (shard.name, shard.table)}
     for key in store.list(""):
         if _SHARD.fullmatch(key) and key not in mine:
             store.delete(key)

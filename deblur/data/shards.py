@@ -1,74 +1,21 @@
-"""Tar shards of pairs, and the index with the byte range of each sample.
+"""Tar shards of pairs. A sample is KEY.blurred.png, KEY.json and KEY.sharp.png.
 
-A dataset is a root (folder or s3://bucket/prefix) with train/000000.tar, ..., validation/..., test/... and index.json,
-which is written last: without it there is no dataset. A sample is KEY.blurred.png, KEY.json and KEY.sharp.png, adjacent
-in the tar, so that one ranged read fetches it; plain webdataset can read the shards, too.
+They are adjacent in the tar, so that one ranged read fetches a sample; plain webdataset can read the shards, too.
 """
 
-import hashlib
 import io
 import json
-import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import DamagedError, InputError, NotFound
-from cluster.storage import Store, join
+from cluster.errors import DamagedError
+from cluster.storage import Store
+from deblur.data.index import Sample, Shard, Split, encode_table, sha256
 
-INDEX = "index.json"
-VERSION = 1
 _MEMBERS = ("blurred.png", "json", "sharp.png")
-_SHARD_NAME = re.compile(r"[\w-]+/[\w-]+\.tar")  # no path outside the dataset's root, and no other scheme
-_FOLDER = re.compile(r"(pack-\d+)?")
-_KEY = re.compile(r"[^./]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """The bytes [offset, offset + length) of a shard: the sample's tar members with headers and padding."""
-
-    key: str
-    offset: int
-    length: int
-    crc32: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    name: str
-    """train/000000.tar"""
-    size_bytes: int
-    samples: tuple[Sample, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    shards: tuple[Shard, ...]
-    smallest: tuple[int, int]
-    """(height, width), each the minimum over all pictures."""
-
-    @property
-    def num_samples(self) -> int:
-        return sum(len(shard.samples) for shard in self.shards)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    made: Mapping[str, Any]
-    """How the dataset was made."""
-    splits: Mapping[str, Split]
-    folder: str = ""
-    """Of the shards, below the dataset's root: not the root itself where a dataset replaced another."""
-
-    @property
-    def digest(self) -> str:
-        """sha256 of how and what: datasets with equal digests have the same samples in the same order."""
-        content = asdict(self)
-        del content["folder"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,47 +31,20 @@ class PackedSample:
 
 
 def write_split(store: Store, split: str, samples: Iterable[PackedSample], shard_bytes: int) -> Split:
-    """Writes a split in shards of about `shard_bytes`; deterministic in the samples."""
+    """Writes a split in shards of about `shard_bytes`, each with the table of its samples; deterministic."""
     shards: list[Shard] = []
     smallest: tuple[int, int] | None = None
     for group in _groups(samples, shard_bytes):
         name = f"{split}/{len(shards):06d}.tar"
         data, placed = _tar(group)
+        table = encode_table(placed)
+        shard = Shard(name=name, size_bytes=len(data), num_samples=len(placed), table_sha256=sha256(table))
         store.put(name, data)
-        shards.append(Shard(name=name, size_bytes=len(data), samples=placed))
+        store.put(shard.table, table)
+        shards.append(shard)
         sizes = [sample.size for sample in group] + ([smallest] if smallest else [])
         smallest = (min(height for height, _ in sizes), min(width for _, width in sizes))
     return Split(shards=tuple(shards), smallest=smallest or (0, 0))
-
-
-def write_index(store: Store, index: Index) -> None:
-    """Commits the dataset: call it after all shards were written."""
-    store.put(INDEX, json.dumps({"version": VERSION, "digest": index.digest, **asdict(index)}, indent=1).encode())
-
-
-def read_index(store: Store) -> Index:
-    """The index of a dataset. Raises NotFound, InputError for another format version, DamagedError if unreadable."""
-    place = join(store.url, INDEX)
-    try:
-        raw = json.loads(store.get(INDEX))
-        if raw["version"] != VERSION:
-            raise InputError(f"{place}: format version {raw['version']}, expected {VERSION}; pack it again")
-        splits = {name: _split(split) for name, split in raw["splits"].items()}
-        index = Index(made=raw["made"], splits=splits, folder=raw.get("folder", ""))
-        if not _FOLDER.fullmatch(index.folder):
-            raise ValueError(f"{index.folder!r} is not a valid folder")
-    except NotFound:
-        raise NotFound(
-            f"{place}: not found, so there is no dataset; make one with python -m deblur.pack SOURCE --out "
-            f"{store.url}, or correct --data (DEBLUR_DATA)"
-        ) from None
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{place}: unreadable ({error!r}); pack the dataset again") from error
-    if index.digest != raw["digest"]:
-        raise DamagedError(f"{place}: the digest differs from the content's; pack the dataset again")
-    return index
 
 
 def unpack(data: bytes | memoryview, shard_name: str, sample: Sample) -> tuple[bytes, bytes, dict[str, Any]]:
@@ -196,18 +116,3 @@ def _tar(samples: list[PackedSample]) -> tuple[bytes, tuple[Sample, ...]]:
         for key, start, end in spans
     )
     return data, tuple(placed)
-
-
-def _split(raw: Mapping[str, Any]) -> Split:
-    shards = tuple(
-        Shard(
-            name=shard["name"],
-            size_bytes=shard["size_bytes"],
-            samples=tuple(Sample(**sample) for sample in shard["samples"]),
-        )
-        for shard in raw["shards"]
-    )
-    for shard in shards:
-        if not _SHARD_NAME.fullmatch(shard.name) or not all(_KEY.fullmatch(sample.key) for sample in shard.samples):
-            raise ValueError(f"{shard.name!r} is not a valid shard name, or a sample's key has '.' or '/'")
-    return Split(shards=shards, smallest=tuple(raw["smallest"]))

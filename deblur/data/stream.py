@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deblur.data.dataset import Dataset
+from deblur.data.index import Sample, Shard, Split
 from deblur.data.plan import Plan
-from deblur.data.shards import Sample, Shard, Split
 
 BLOCK_BYTES = 8 << 20  # of one GET: large enough to hide its latency; every lane holds two blocks in memory
 _Fetch = Callable[[Shard, list[Sample]], Future[list[memoryview]]]
@@ -35,19 +35,21 @@ def updates(
         return fetchers.submit(_fetch, dataset, shard, samples)
 
     while True:
-        slices = [_lane(split, plan, epoch, lane, first, fetch) for lane in lanes]
+        slices = [_lane(dataset, split, plan, epoch, lane, first, fetch) for lane in lanes]
         for update in range(first, plan.updates_per_epoch):
             yield epoch, [plan.position(lane, update) for lane in lanes], [next(lane) for lane in slices]
         epoch, first = epoch + 1, 0
 
 
-def _lane(split: Split, plan: Plan, epoch: int, lane: int, first: int, fetch: _Fetch) -> Iterator[Slice]:
+def _lane(
+    dataset: Dataset, split: Split, plan: Plan, epoch: int, lane: int, first: int, fetch: _Fetch
+) -> Iterator[Slice]:
     """The samples of a lane in order. A block is requested once the first sample of the previous one was taken."""
     positions = (plan.position(lane, update) for update in range(first, plan.updates_per_epoch))
     located = ((split.shards[s], i) for s, i in (plan.sample(epoch, p) for p in positions))
     requested = (
         (shard, samples, fetch(shard, samples))
-        for shard, samples in _blocks((shard, shard.samples[i]) for shard, i in located)
+        for shard, samples in _blocks((shard, dataset.samples(shard)[i]) for shard, i in located)
     )
     following = next(requested, None)
     while following:

@@ -91,7 +91,7 @@ def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
     if not (split_name in splits and splits[split_name].shards):
         raise InputError(f"{url}: no split {split_name!r}; choose --split {' or '.join(splits)}")
     split = splits[split_name]
-    keys = [sample.key for shard in split.shards for sample in shard.samples]
+    keys = [sample.key for shard in split.shards for sample in dataset.samples(shard)]
     pairs = pairs_of(dataset, split, range(len(keys)), _THREADS)
     return len(keys), ((key, *pair) for key, pair in zip(keys, pairs, strict=True))
 

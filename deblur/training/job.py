@@ -20,9 +20,9 @@ from cluster.sync import Intervals, Rank, Sync
 from deblur.config.cli import Kind
 from deblur.config.recipes import Recipe
 from deblur.data.dataset import Dataset, open_dataset
+from deblur.data.index import INDEX, Index
 from deblur.data.packing import packed_samples
 from deblur.data.plan import lanes_of
-from deblur.data.shards import INDEX, Index
 from deblur.models.trained import absolute_model, build_model, read_model, read_recipe
 from deblur.models.vgg import Features, digest
 from deblur.training.config import RunConfig, TrainSettings, WorkerConfig, features_of

@@ -12,9 +12,9 @@ from cluster.exporter import Metrics
 from cluster.sync import Rank, StepScheduler, Sync
 from deblur.config import randomness
 from deblur.config.recipes import Recipe
+from deblur.data.index import Index
 from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
-from deblur.data.shards import Index
 from deblur.models.pixels import from_uint8
 from deblur.training.config import RunConfig
 from deblur.training.distributed import build
@@ -38,7 +38,7 @@ def plan_of(recipe: Recipe, index: Index) -> Plan:
             f"--crop {recipe.data.crop} is larger than the smallest training picture ({width}x{height}); choose "
             f"--crop {min(train.smallest)} or less"
         )
-    sizes = tuple(len(shard.samples) for shard in train.shards)
+    sizes = tuple(shard.num_samples for shard in train.shards)
     return Plan(shard_sizes=sizes, batch_size=recipe.data.batch_size, seed=recipe.seed)
 
 

@@ -148,7 +148,7 @@ def test_batches_are_the_same_through_faults_and_corrupt_bytes(direct: Store, pr
     """The crc32 of a sample detects a corrupt byte; the sample is then read again."""
     plain = write_dataset(direct, train=43)
     proxy, store = proxied(direct, Faults(seed=2, share=0.5, kinds=("cut", "corrupt"), in_a_row=1))
-    plan = Plan(shard_sizes=tuple(len(s.samples) for s in plain.index.splits["train"].shards), batch_size=4, seed=1)
+    plan = Plan(shard_sizes=tuple(s.num_samples for s in plain.index.splits["train"].shards), batch_size=4, seed=1)
 
     def read(dataset: Dataset) -> list:
         stream = batches(dataset, plan, range(4), DataRecipe(batch_size=4, crop=24), 0, 2, BadSamples(0, 43))

@@ -138,12 +138,12 @@ def test_an_unpaired_picture_is_refused_by_name(tmp_path: Path, lost: str, left:
 
 
 def test_a_datasets_split_gives_its_keys_and_full_frames(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    split = write_dataset(store, train=2, validation=3).index.splits["validation"]
+    dataset = write_dataset(open_store(tmp_path), train=2, validation=3)
+    split = dataset.index.splits["validation"]
     count, pairs = dataset_pairs(str(tmp_path), "validation")
     found = list(pairs)
     assert count == len(found) == 3
-    assert [key for key, *_ in found] == [s.key for shard in split.shards for s in shard.samples]
+    assert [key for key, *_ in found] == [s.key for shard in split.shards for s in dataset.samples(shard)]
     assert all(blurred.shape == sharp.shape == (48, 56, 3) for _, blurred, sharp in found)
     assert all((blurred != sharp).any() for _, blurred, sharp in found)
 

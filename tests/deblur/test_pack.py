@@ -26,11 +26,11 @@ from deblur.data import pictures
 from deblur.data.blur import blurred
 from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 from deblur.data.dataset import Dataset, open_dataset
+from deblur.data.index import Index, Split, read_index, read_table
 from deblur.data.loader import pairs_of
 from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import check, pack, starts, summary
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
-from deblur.data.shards import Index, Split, read_index
 from tests.datasets import picture
 
 Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -66,8 +66,9 @@ def packed(source: Path | str, out: Path, **more: object) -> Index:
     return pack(PackSettings(source=str(source), out=str(out), **{"validation_scenes": 1, **more}))
 
 
-def keys(split: Split) -> list[str]:
-    return [sample.key for shard in split.shards for sample in shard.samples]
+def keys(folder: Path, split: Split) -> list[str]:
+    store = open_store(folder)
+    return [sample.key for shard in split.shards for sample in read_table(store, shard)]
 
 
 def objects(folder: Path) -> dict[str, bytes]:
@@ -80,7 +81,9 @@ def test_a_gopro_tree_is_packed_completely_with_its_files_bytes(gopro: Path, tmp
     store = open_store(tmp_path / "out")
     for split_name, split in index.splits.items():
         for key, (blurry, sharp) in zip(
-            keys(split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
+            keys(tmp_path / "out", split),
+            pairs_of(Dataset(store, index), split, range(split.num_samples), 1),
+            strict=True,
         ):
             scene, nth = key.rsplit("-", 1)
             folder = gopro / ("test" if split_name == "test" else "train") / scene
@@ -96,7 +99,9 @@ def test_png_files_are_kept_byte_for_byte(gopro: Path, tmp_path: Path) -> None:
 
 def test_no_scene_is_in_two_splits(gopro: Path, tmp_path: Path) -> None:
     index = packed(gopro, tmp_path / "out", blur="blur", validation_scenes=2)
-    scenes = {name: {key.rsplit("-", 1)[0] for key in keys(split)} for name, split in index.splits.items()}
+    scenes = {
+        name: {key.rsplit("-", 1)[0] for key in keys(tmp_path / "out", split)} for name, split in index.splits.items()
+    }
     assert len(scenes["validation"]) == 2
     assert not scenes["train"] & scenes["validation"]
     assert scenes["train"] | scenes["validation"] == set(SCENES["train"])
@@ -105,8 +110,8 @@ def test_no_scene_is_in_two_splits(gopro: Path, tmp_path: Path) -> None:
 
 def test_training_samples_are_shuffled_across_scenes_and_the_others_are_not(gopro: Path, tmp_path: Path) -> None:
     index = packed(gopro, tmp_path / "out", blur="blur", validation_scenes=0)
-    assert keys(index.splits["train"]) != sorted(keys(index.splits["train"]))
-    assert keys(index.splits["test"]) == sorted(keys(index.splits["test"]))
+    assert keys(tmp_path / "out", index.splits["train"]) != sorted(keys(tmp_path / "out", index.splits["train"]))
+    assert keys(tmp_path / "out", index.splits["test"]) == sorted(keys(tmp_path / "out", index.splits["test"]))
 
 
 def test_the_same_input_gives_the_same_bytes_of_every_object(gopro: Path, tmp_path: Path) -> None:
@@ -123,7 +128,9 @@ def test_flat_folders_are_paired_by_name(tmp_path: Path) -> None:
     index = packed(tmp_path / "flat", tmp_path / "out")
     assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 3, "validation": 3}
     store, split = open_store(tmp_path / "out"), index.splits["validation"]
-    for key, (blurry, sharp) in zip(keys(split), pairs_of(Dataset(store, index), split, range(3), 1), strict=True):
+    for key, (blurry, sharp) in zip(
+        keys(tmp_path / "out", split), pairs_of(Dataset(store, index), split, range(3), 1), strict=True
+    ):
         assert np.array_equal(blurry, np.array(PIL.Image.open(tmp_path / "flat" / "A" / f"{key}.png")))
         assert np.array_equal(sharp, np.array(PIL.Image.open(tmp_path / "flat" / "B" / f"{key}.png")))
 
@@ -142,7 +149,7 @@ def test_photographs_are_blurred_by_their_own_seeds(tmp_path: Path) -> None:
             pair[0]
             for split in index.splits.values()
             for key, pair in zip(
-                keys(split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
+                keys(out, split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
             )
             if key == "sub-b"
         )
@@ -162,11 +169,11 @@ def test_blurs_of_a_photograph_are_of_one_scene_and_differ(photographs: Path, tm
     out = tmp_path / "out"
     index = packed(photographs, out, blur_model="camera", blurs_per_photo=3)
     assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 6, "validation": 3}
-    (held_out,) = {key.rsplit("-", 1)[0] for key in keys(index.splits["validation"])}
-    assert sorted(keys(index.splits["validation"])) == [f"{held_out}-{variant:02d}" for variant in range(3)]
-    assert not any(key.startswith(f"{held_out}-") for key in keys(index.splits["train"]))
+    (held_out,) = {key.rsplit("-", 1)[0] for key in keys(out, index.splits["validation"])}
+    assert sorted(keys(out, index.splits["validation"])) == [f"{held_out}-{variant:02d}" for variant in range(3)]
+    assert not any(key.startswith(f"{held_out}-") for key in keys(out, index.splits["train"]))
     dataset, split = Dataset(open_store(out), index), index.splits["validation"]
-    found = dict(zip(keys(split), pairs_of(dataset, split, range(3), 1), strict=True))
+    found = dict(zip(keys(out, split), pairs_of(dataset, split, range(3), 1), strict=True))
     assert len({blurry.tobytes() for blurry, _ in found.values()}) == 3
     for key, (blurry, sharp) in found.items():
         assert np.array_equal(sharp, np.array(PIL.Image.open(photographs / f"{held_out}.png")))
@@ -188,7 +195,7 @@ def test_more_blurs_per_photograph_keep_the_first_ones(photographs: Path, tmp_pa
         index = packed(photographs, out, blur_model="camera", blurs_per_photo=count, validation_scenes=0)
         split = index.splits["train"]
         pairs = pairs_of(Dataset(open_store(out), index), split, range(split.num_samples), 1)
-        found.append({key: blurry for key, (blurry, _) in zip(keys(split), pairs, strict=True)})
+        found.append({key: blurry for key, (blurry, _) in zip(keys(out, split), pairs, strict=True)})
     assert all(np.array_equal(found[0][name], found[1][f"{name}-00"]) for name in "abc")
 
 
@@ -205,7 +212,7 @@ def test_the_default_blur_leaves_the_index_as_it_was(photographs: Path, tmp_path
     assert index.made == made
     split = index.splits["train"]
     pairs = pairs_of(Dataset(open_store(tmp_path / "out"), index), split, range(2), 1)
-    for key, (blurry, sharp) in zip(keys(split), pairs, strict=True):
+    for key, (blurry, sharp) in zip(keys(tmp_path / "out", split), pairs, strict=True):
         assert np.array_equal(blurry, blurred(sharp, (0, zlib.crc32(key.encode()))))
 
 
@@ -227,7 +234,7 @@ def test_only_training_pictures_are_cut(gopro: Path, tmp_path: Path) -> None:
     assert index.splits["validation"].smallest == index.splits["test"].smallest == (40, 50)
     store, split = open_store(tmp_path / "out"), index.splits["train"]
     for key, (blurry, sharp) in zip(
-        keys(split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
+        keys(tmp_path / "out", split), pairs_of(Dataset(store, index), split, range(split.num_samples), 1), strict=True
     ):
         scene, nth, row, column = key.rsplit("-", 3)
         top, left = int(row[1:]), int(column[1:])
@@ -411,7 +418,10 @@ def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_complete(gopro: 
         assert len(objects(tmp_path / "out")) == len(before), "no shard of an older dataset is left"
         dataset = open_dataset(str(tmp_path / "out"))
         split = dataset.index.splits["test"]
-        key, (blurry, _) = keys(split)[0], next(iter(pairs_of(dataset, split, range(1), 1)))
+        key, (blurry, _) = (
+            keys(tmp_path / "out" / index.folder, split)[0],
+            next(iter(pairs_of(dataset, split, range(1), 1))),
+        )
         file = gopro / "test" / key.rsplit("-", 1)[0] / blur / f"{key.rsplit('-', 1)[1]}.png"
         assert np.array_equal(blurry, np.array(PIL.Image.open(file)))
 

@@ -15,7 +15,7 @@ from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.storage.lease import acquire_lease
 from deblur.config.cli import SharedSettings
-from deblur.data.shards import Index, read_index, write_index
+from deblur.data.index import Index, read_index, write_index
 from deblur.search.driver import _Driver, _validations, prepare, run_search
 from deblur.search.record import Search
 from deblur.training.config import TrainSettings

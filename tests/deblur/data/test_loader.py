@@ -17,16 +17,17 @@ from deblur.config import randomness
 from deblur.config.recipes import DataRecipe
 from deblur.data import pictures
 from deblur.data.dataset import Dataset
+from deblur.data.index import Index
 from deblur.data.loader import BadSamples, Batch, Crop, batches, pairs_of
 from deblur.data.plan import Plan, lanes_of
-from deblur.data.shards import Index, write_split
+from deblur.data.shards import write_split
 from tests.datasets import picture, samples, write_dataset
 
 DATA = DataRecipe(batch_size=4, crop=24, rotate=True)
 
 
 def plan_of(dataset: Dataset) -> Plan:
-    sizes = tuple(len(shard.samples) for shard in dataset.index.splits["train"].shards)
+    sizes = tuple(shard.num_samples for shard in dataset.index.splits["train"].shards)
     return Plan(shard_sizes=sizes, batch_size=DATA.batch_size, seed=5)
 
 
@@ -67,7 +68,7 @@ def test_every_crop_is_cut_from_the_sample_of_its_position(dataset: Dataset) -> 
     for batch in read(dataset, 5):
         for position, crop in zip(batch.positions, batch.sharp, strict=True):
             shard, nth = plan.sample(batch.epoch, position)
-            whole = pictures[shards[shard].samples[nth].key]
+            whole = pictures[dataset.samples(shards[shard])[nth].key]
             windows = np.lib.stride_tricks.sliding_window_view(whole, (24, 24), axis=(0, 1))  # [25, 33, 3, 24, 24]
             turned = [
                 np.rot90(side, k, axes=(1, 2)) for side in (crop.numpy(), crop.numpy()[:, :, ::-1]) for k in range(4)
@@ -134,15 +135,16 @@ def test_a_bucket_gives_the_batches_of_a_folder(dataset: Dataset, bucket: str) -
 
 
 class Flaky:
-    """A store whose first reads have one wrong byte."""
+    """A store whose first reads of keys with this ending have one wrong byte."""
 
-    def __init__(self, store: Store, wrong: int) -> None:
+    def __init__(self, store: Store, wrong: int, ending: str = ".tar") -> None:
         self._store, self.wrong, self.url, self.traffic = store, wrong, store.url, Traffic()
+        self._ending = ending
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         data = bytearray(self._store.get(key, start, end))
         self.traffic.add(read_bytes=len(data))
-        if self.wrong:
+        if self.wrong and key.endswith(self._ending):
             self.wrong -= 1
             data[len(data) // 2] ^= 1
         return bytes(data)
@@ -155,6 +157,14 @@ def test_wrong_bytes_are_read_again_and_then_an_error_with_shard_and_key(dataset
     assert np.array_equal(good[0][0], again[0][0])
     with pytest.raises(DamagedError, match=r"validation/000000\.tar: v-000.*crc32"):
         list(pairs_of(replace(dataset, store=Flaky(dataset.store, wrong=2)), split, range(1), 1))
+
+
+def test_a_wrong_table_is_read_again_and_then_an_error(dataset: Dataset) -> None:
+    (shard,) = dataset.index.splits["validation"].shards
+    good = dataset.samples(shard)
+    assert replace(dataset, store=Flaky(dataset.store, 1, ".npz")).samples(shard) == good
+    with pytest.raises(DamagedError, match=r"validation/000000\.npz: differs from the index"):
+        replace(dataset, store=Flaky(dataset.store, 2, ".npz")).samples(shard)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar " * 9999], ids=["cut", "replaced"])
@@ -187,7 +197,7 @@ def with_bad(folder: Path, *bad: int) -> Dataset:
 
 def key_of(dataset: Dataset, epoch: int, position: int) -> str:
     shard, nth = plan_of(dataset).sample(epoch, position)
-    return dataset.index.splits["train"].shards[shard].samples[nth].key
+    return dataset.samples(dataset.index.splits["train"].shards[shard])[nth].key
 
 
 @given(st.sets(st.integers(0, 22), min_size=1, max_size=4), st.integers(0, 9), st.sampled_from([1, 2, 3]))
@@ -251,7 +261,8 @@ def test_with_a_cache_later_epochs_need_no_network(dataset: Dataset, tmp_path: P
     epochs = read(cached, 20)
     assert all(torch.equal(a.sharp, b.sharp) for a, b in zip(plain, epochs, strict=True))
     once = counted.store.traffic.read_bytes
-    assert once == sum(shard.size_bytes for shard in dataset.index.splits["train"].shards)
+    shards = dataset.index.splits["train"].shards
+    assert once == sum(shard.size_bytes + len(dataset.store.get(shard.table)) for shard in shards)
     read(cached, 20, images_seen=40)
     assert counted.store.traffic.read_bytes == once
 

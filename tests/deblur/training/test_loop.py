@@ -23,8 +23,8 @@ from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
 from deblur.config.recipes import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
+from deblur.data.index import read_index
 from deblur.data.loader import Batch, batches
-from deblur.data.shards import read_index
 from deblur.training import job, loop
 from deblur.training.config import RunConfig, TrainSettings
 from deblur.training.distributed import build
