@@ -23,6 +23,8 @@ from cluster.errors import InputError
 from deblur.data import layouts, pictures
 from deblur.data.blur import blurred as paper_blurred
 from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
+from deblur.data.files import File
+from deblur.data.pairs import SharpPicture
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 CAMERA = CameraBlurSettings()
@@ -48,7 +50,7 @@ class Settings:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Percentiles of each source. Raises InputError if a folder has no pictures."""
-    photos = layouts.find(Path(settings.photos), "photographs").photographs
+    photos = layouts.find(settings.photos, "photographs").photographs
     sources: dict[str, Iterable[Blurry]] = {"paper": _paper(photos, settings.variants)}
     sources |= {name: _camera(photos, kind, settings.variants) for name, kind in KINDS.items()}
     if settings.gopro:
@@ -79,38 +81,38 @@ def gradient_ratio(blurred: np.ndarray, sharp: np.ndarray) -> float:
 
 def gopro_pairs(root: str, blur: layouts.GoproBlur) -> Iterator[Blurry]:
     """All pairs of a GOPRO tree."""
-    found = [pair for pairs in layouts.find(Path(root), blur=blur).splits.values() for pair in pairs]
+    found = [pair for pairs in layouts.find(root, blur=blur).splits.values() for pair in pairs]
     if not found:
         raise InputError(f"--gopro {root}: has no pairs of GOPRO_Large's layout; expected train/SCENE/{blur}/*.png")
     return ((read(pair.blurred), read(pair.sharp)) for pair in found)
 
 
-def read(path: Path) -> np.ndarray:
-    return pictures.decode(path.read_bytes(), str(path))
+def read(file: File) -> np.ndarray:
+    return pictures.decode(file.read(), str(file))
 
 
-def _paper(photos: list[layouts.Photograph], variants: int) -> Iterator[Blurry]:
+def _paper(photos: list[SharpPicture], variants: int) -> Iterator[Blurry]:
     for nth, photo in enumerate(photos):
-        sharp = read(photo.path)
+        sharp = read(photo.file)
         for variant in range(variants):
             yield paper_blurred(sharp, (nth, variant)), sharp
 
 
-def _camera(photos: list[layouts.Photograph], kind: CameraBlurSettings, variants: int) -> Iterator[Blurry]:
+def _camera(photos: list[SharpPicture], kind: CameraBlurSettings, variants: int) -> Iterator[Blurry]:
     for nth, photo in enumerate(photos):
-        sharp = read(photo.path)
+        sharp = read(photo.file)
         for variant in range(variants):
             yield camera_blurred(sharp, (nth, variant), kind), sharp
 
 
-def sheet(photos: list[layouts.Photograph], gopro: str | None) -> bytes:
+def sheet(photos: list[SharpPicture], gopro: str | None) -> bytes:
     """A JPEG of crops, a row per kind, of at most SHEET_BYTES."""
     rows: list[tuple[str, list[np.ndarray]]] = []
     if gopro:
         found = list(gopro_pairs(gopro, "blur_gamma"))
         chosen = [found[nth * (len(found) - 1) // (COLUMNS - 1)][0] for nth in range(COLUMNS)]
         rows.append(("GOPRO, real frames averaged (Nah et al. 2017, CC BY 4.0)", chosen))
-    sharp = [read(photo.path) for photo in (photos * COLUMNS)[:COLUMNS]]
+    sharp = [read(photo.file) for photo in (photos * COLUMNS)[:COLUMNS]]
     rows.append(("photographs, sharp", sharp))
     frames = replace(KINDS["frames"], depth_share=0, object_share=0)
     captioned = {

@@ -9,7 +9,6 @@ Wiener deconvolution (scikit-image; Orieux et al. 2010) with a Gaussian kernel, 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     """A row for each model, by its name: means over the pairs, and costs."""
     device = pick_device()
     lpips_network = load_lpips(settings.lpips_weights, device) if settings.lpips_weights else None
-    pairs: list[KeyedPair] = list(folder_pairs(Path(settings.blurred), Path(settings.sharp))[1])
+    pairs: list[KeyedPair] = list(folder_pairs(settings.blurred, settings.sharp)[1])
     megapixels = sum(blurred.shape[0] * blurred.shape[1] for _, blurred, _ in pairs) / 1e6
     networks: dict[str, Callable[[], nn.Module]] = {
         name: lambda name=name: load_model(name, device) for name in settings.models.split(",")

@@ -20,7 +20,7 @@ class Dataset:
 
     def samples(self, shard: Shard) -> Sequence[Sample]:
         """The samples of a shard, read from the store at the first call. Raises DamagedError."""
-        return self.index.tables.get(shard.name) or _table(self.store, shard)
+        return self.index.tables.get(shard.name) or _table(self.store, shard)  # type: ignore[arg-type]  # hashable
 
     def read(self, shard: Shard, start: int, end: int) -> bytes:
         """The bytes [start, end) of a shard."""
@@ -34,9 +34,7 @@ class Dataset:
         return self.store.get(shard.name, start, end)
 
 
-@lru_cache(maxsize=256)  # of all lanes that a process has; a table takes about 0.2 KB per sample
-def _table(store: Store, shard: Shard) -> Sequence[Sample]:
-    return read_table(store, shard)
+_table = lru_cache(maxsize=256)(read_table)  # of all lanes that a process has; about 0.2 KB per sample
 
 
 def open_dataset(url: str, retry: Retry | None = None) -> Dataset:

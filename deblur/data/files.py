@@ -1,13 +1,20 @@
-"""The files below a folder, sorted by what they are."""
+"""The files of a folder, a bucket or an archive, sorted by what they are, and how to read them."""
 
+import io
 import os
 import re
+import tarfile
+import threading
+import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from cluster.errors import InputError
+from cluster.storage import open_store
 from deblur.data.formats import is_picture, missing_reader
 
 LIST_FILE = re.compile(r".*(train|test|val)_?list\.txt", re.IGNORECASE)
@@ -27,15 +34,53 @@ class Files:
     """Number of hidden files, and of those that operating systems leave."""
 
 
-def walk(root: Path) -> Files:
-    """The files below a folder; links are followed. Raises InputError for a missing folder, and a loop of links."""
-    if not root.is_dir():
+@dataclass(frozen=True)
+class File:
+    """A file of a folder, of s3://bucket/prefix, or in a zip or tar that is not unpacked."""
+
+    root: str
+    key: str
+    """Path below the root."""
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}"
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.root
+
+    def read(self) -> bytes:
+        if is_archive(self.root):
+            return _archive(self.root).read(self.key)
+        return Path(self.root, self.key).read_bytes() if self.is_local else _bucket(self.root).get(self.key)
+
+    def open(self) -> IO[bytes]:
+        """For reading a part, like the header of a picture, where that is possible."""
+        if self.is_local and not is_archive(self.root):
+            return Path(self.root, self.key).open("rb")
+        return io.BytesIO(self.read())
+
+
+def walk(root: str) -> Files:
+    """The files below a root. Links are followed.
+
+    Raises InputError for a missing folder or file, an archive that cannot be read, and a loop of links.
+    """
+    if "://" in root:
+        return sort_files(_bucket(root).list())
+    if is_archive(root):
+        return sort_files(_archive(root).keys())
+    if not Path(root).is_dir():
         raise InputError(f"{root}: no such folder")
     found = []
     for folder, inside, names in os.walk(root, followlinks=True):
         _refuse_loops(Path(folder), inside)
         found += [Path(folder, name).relative_to(root).as_posix() for name in names]
     return sort_files(found)
+
+
+def is_archive(root: str) -> bool:
+    return root.lower().endswith((".zip", ".tar")) and "://" not in root
 
 
 def sort_files(paths: Iterable[str]) -> Files:
@@ -74,3 +119,43 @@ def _refuse_loops(folder: Path, inside: list[str]) -> None:
     for name in links:
         if os.path.realpath(folder / name) in ancestors:
             raise InputError(f"{folder / name}: links to a folder that it is in; remove the link")
+
+
+_bucket = lru_cache(maxsize=8)(open_store)
+
+
+class _Archive:
+    """A zip, or a tar without compression: a compressed one cannot be read from the middle. For several threads."""
+
+    def __init__(self, path: str) -> None:
+        self._lock = threading.Lock()
+        self._read: dict[str, Callable[[], bytes]] = {}
+        if path.lower().endswith(".zip"):
+            archive = zipfile.ZipFile(path)
+            self._read = {i.filename: partial(archive.read, i) for i in archive.infolist() if not i.is_dir()}
+        else:
+            tar = tarfile.open(path, "r:")  # noqa: SIM115  # stays open, like the zip
+            files = [member for member in tar.getmembers() if member.isfile()]
+            self._read = {member.name.removeprefix("./"): partial(_of_tar, tar, member) for member in files}
+
+    def keys(self) -> Iterable[str]:
+        return self._read.keys()
+
+    def read(self, key: str) -> bytes:
+        with self._lock:
+            return self._read[key]()
+
+
+def _of_tar(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file, "it is a file"
+    return file.read()
+
+
+@lru_cache(maxsize=8)
+def _archive(path: str) -> _Archive:
+    """Raises InputError if it cannot be read."""
+    try:
+        return _Archive(path)
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable zip or uncompressed tar ({error}); unpack it") from error

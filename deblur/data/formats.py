@@ -6,7 +6,7 @@ from pathlib import PurePath
 try:
     import pillow_heif
 except ImportError:  # the extra `heic`
-    pillow_heif = None
+    pillow_heif = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,15 @@ BlurModel = Literal["paper", "camera"]
 @dataclass(frozen=True, kw_only=True)
 class PackSettings:
     source: tyro.conf.Positional[str] = ""
-    """Folder, or `samples` for scikit-image's photographs."""
+    """Folder, s3://bucket/prefix, zip or tar of pictures, or `samples` for scikit-image's photographs."""
     out: str = ""
     """Root of the dataset, a folder or s3://bucket/prefix."""
     layout: Layout = "auto"
     """How pictures are arranged: found by their names (docs/data.md); combined: blurred and sharp side by side in one
     picture, as pix2pix has them; photographs: all are sharp, and blur is added."""
-    blurred: Path | None = None
-    """Folder of blurred pictures, instead of SOURCE."""
-    sharp: Path | None = None
+    blurred: str | None = None
+    """Folder, s3://bucket/prefix, zip or tar of blurred pictures, instead of SOURCE."""
+    sharp: str | None = None
     """Folder of their sharp counterparts, with the same names."""
     pairs: Path | None = None
     """CSV or TSV file with the columns blurred, sharp, and perhaps split and scene, instead of SOURCE."""

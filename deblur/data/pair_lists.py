@@ -2,11 +2,11 @@
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from cluster.errors import InputError
-from deblur.data.files import LIST_FILE
+from deblur.data.files import LIST_FILE, File, Files
 from deblur.data.pairs import Found, Pair, distinct, key_of
 
 _SPLITS = {"": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -27,7 +27,11 @@ def read_table(path: Path) -> Found:
         split = _SPLITS.get((row.get("split") or "").strip().lower())
         if not split:
             raise InputError(f"{place}: the split is {row['split']!r}; expected train, validation or test")
-        pair = _pair(path.parent, row["blurred"], row["sharp"], row.get("scene") or "", place)
+        sides = [File(str(path.parent), row[side]) for side in ("blurred", "sharp")]
+        for file in sides:
+            if not Path(file.root, file.key).is_file():
+                raise InputError(f"{place}: no such file {file}")
+        pair = _pair(*sides, row.get("scene") or "", place)
         splits.setdefault(split, []).append(pair)
     if not splits:
         raise InputError(f"{path}: has no pairs; expected a header with blurred and sharp, then a line for each pair")
@@ -45,39 +49,40 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"{path}: line {nth}", row
 
 
-def read_list_files(root: Path, lists: Sequence[str]) -> dict[str, list[Pair]]:
+def read_list_files(root: str, files: Files) -> dict[str, list[Pair]]:
     """RealBlur: RealBlur_J_train_list.txt and ..._test_list.txt, a pair per line, the sharp one first.
 
     Raises InputError naming file and line.
     """
-    splits: dict[str, list[Pair]] = {}
-    for name in lists:
-        match = LIST_FILE.fullmatch(Path(name).name)
-        assert match, "walk found it by this pattern"
+    known, splits = set(files.pictures), dict[str, list[Pair]]()
+    for name in files.lists:
+        match = LIST_FILE.fullmatch(PurePosixPath(name).name)
+        assert match, "it was found by this pattern"
         split = _SPLITS[match[1].lower()]
         if split in splits:
-            raise InputError(f"{root}: has two lists for {split} ({', '.join(lists)}); keep one, or use --pairs")
+            raise InputError(f"{root}: has two lists for {split} ({', '.join(files.lists)}); keep one, or use --pairs")
         pairs = []
-        for nth, line in enumerate((root / name).read_text().splitlines(), 1):
-            place, columns = f"{root / name}: line {nth}", line.split()
+        for nth, line in enumerate(File(root, name).read().decode().splitlines(), 1):
+            place, columns = f"{root}/{name}: line {nth}", line.split()
             if not columns:
                 continue
             if len(columns) < 2:
                 raise InputError(f"{place}: has one path; expected sharp and blurred")
-            pairs.append(_pair((root / name).parent, columns[1], columns[0], "", place))
+            sharp, blurred = (File(root, str(PurePosixPath(name).parent / column)) for column in columns[:2])
+            for file in (sharp, blurred):
+                if file.key not in known:
+                    raise InputError(f"{place}: no such picture {file}")
+            pairs.append(_pair(blurred, sharp, "", place))
         splits[split] = distinct(pairs)
     return splits
 
 
-def _pair(folder: Path, blurred: str, sharp: str, scene: str, place: str) -> Pair:
+def _pair(blurred: File, sharp: File, scene: str, place: str) -> Pair:
     """Without a scene it is the folder of the sharp picture (of RealBlur the one above gt), or its numbered name's."""
-    for path in (blurred, sharp):
-        if not (folder / path).is_file():
-            raise InputError(f"{place}: no such file {folder / path}")
     if blurred == sharp:
-        raise InputError(f"{place}: {sharp} is on both sides")
-    name = Path(sharp).with_suffix("")
+        raise InputError(f"{place}: {sharp.key} is on both sides")
+    name = PurePosixPath(sharp.key).with_suffix("")
     if not scene:
         above = [part for part in name.parent.parts if part.lower() not in ("gt", "sharp", "target", "..", ".", "/")]
         scene = "-".join(above) or re.sub(r"[-_]\d+$", "", name.name)
-    return Pair(key=key_of(name.as_posix().lstrip("./")), scene=scene, blurred=folder / blurred, sharp=folder / sharp)
+    return Pair(key=key_of(str(name).lstrip("./")), scene=scene, blurred=blurred, sharp=sharp)

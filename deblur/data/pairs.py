@@ -4,11 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from cluster.errors import InputError
-from deblur.data.files import not_taken
+from deblur.data.files import File, not_taken
 from deblur.data.pictures import open_picture, upright_size
 
 
@@ -18,8 +17,8 @@ class Pair:
 
     key: str
     scene: str
-    blurred: Path
-    sharp: Path
+    blurred: File
+    sharp: File
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class SharpPicture:
     """A sharp picture that packing will blur."""
 
     key: str
-    path: Path
+    file: File
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +60,27 @@ def describe(found: Found) -> str:
 
 
 def size_problems(pairs: Iterable[Pair]) -> list[str]:
-    """A line for each pair whose pictures differ in size, or whose headers cannot be read; reads only headers."""
-    return [problem for pair in pairs if (problem := _size_problem(pair))]
+    """A line for each pair whose pictures differ in size, or whose headers cannot be read.
+
+    Reads only headers, of files that can be read in part: those of buckets cannot.
+    """
+    return [problem for pair in pairs if pair.blurred.is_local and (problem := _size_problem(pair))]
 
 
 def _size_problem(pair: Pair) -> str:
     try:
-        with (
-            open_picture(pair.blurred, str(pair.blurred)) as blurred,
-            open_picture(pair.sharp, str(pair.sharp)) as sharp,
-        ):
-            sizes = upright_size(blurred), upright_size(sharp)
+        sizes = [_upright_size(file) for file in (pair.blurred, pair.sharp)]
     except InputError as error:
         return str(error)
     if sizes[0] == sizes[1]:
         return ""
     (a, b), (c, d) = sizes
     return f"{pair.blurred} is {a}x{b} but {pair.sharp} is {c}x{d}; {_why_sizes_differ(*sizes)}"
+
+
+def _upright_size(file: File) -> tuple[int, int]:
+    with file.open() as stream, open_picture(stream, str(file)) as picture:
+        return upright_size(picture)
 
 
 def _why_sizes_differ(blurred: tuple[int, int], sharp: tuple[int, int]) -> str:
@@ -98,7 +101,7 @@ def distinct(found: Iterable[Keyed]) -> list[Keyed]:
     seen: dict[str, Keyed] = {}
     for one in found:
         if one.key in seen:
-            places = [str(x.path if isinstance(x, SharpPicture) else x.sharp) for x in (seen[one.key], one)]
+            places = [str(x.file if isinstance(x, SharpPicture) else x.sharp) for x in (seen[one.key], one)]
             raise InputError(f"{' and '.join(places)} would have the same key {one.key}; rename one")
         seen[one.key] = one
     return list(seen.values())

@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import PIL.ExifTags
@@ -24,7 +24,7 @@ class TooLarge(Undecodable):
     """Over the limit of pixels."""
 
 
-def open_picture(source: bytes | Path, name: str, max_pixels: int | None = None) -> PIL.Image.Image:
+def open_picture(source: bytes | IO[bytes], name: str, max_pixels: int | None = None) -> PIL.Image.Image:
     """Reads a picture's header and checks its size, without decoding. Raises Undecodable naming it.
 
     max_pixels  default: MAX_PIXELS

@@ -4,7 +4,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from deblur.data.alignment import misalignment
 from deblur.data.blur import BlurSettings
 from deblur.data.blur import blurred as motion_blurred
 from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
+from deblur.data.files import File
 from deblur.data.pack_settings import SAMPLES, PackSettings
 from deblur.data.pairs import Found, Pair, SharpPicture, describe, size_problems
 from deblur.data.photographs import read_photograph
@@ -107,7 +107,7 @@ def found_in(settings: PackSettings) -> Found:
         return pair_lists.read_table(settings.pairs)
     if settings.blurred and settings.sharp:
         return layouts.match_folders(settings.blurred, settings.sharp)
-    return layouts.find(Path(settings.source), settings.layout, settings.blur)
+    return layouts.find(settings.source, settings.layout, settings.blur)
 
 
 def _read_layout(settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
@@ -177,7 +177,7 @@ def _photograph_source(photograph: SharpPicture, settings: PackSettings, variant
     key = photograph.key if settings.blurs_per_photo == 1 else f"{photograph.key}-{variant:02d}"
 
     def read() -> tuple[Picture, Picture]:
-        sharp = _read(photograph.path)
+        sharp = _read(photograph.file)
         # Seeded by name, so that adding or removing photographs does not change the others' blur.
         seed = [settings.seed, zlib.crc32(photograph.key.encode())]
         if settings.blur_model == "camera":
@@ -197,11 +197,11 @@ def _sample_sources(split: str) -> list[Source]:
     return [source(found) for found in sample_set.blurred_photographs(split)]
 
 
-def _read(path: Path) -> Picture:
+def _read(file: File) -> Picture:
     """Decodes a file; keeps the bytes of an upright 8-bit RGB PNG."""
-    data = path.read_bytes()
-    header = pictures.open_picture(data, str(path))
+    data = file.read()
+    header = pictures.open_picture(data, str(file))
     # Bytes 24 and 25 are bit depth and colour type: Pillow calls 16-bit PNGs RGB too.
     plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and "transparency" not in header.info
-    pixels = read_photograph(data, str(path)).pixels
-    return Picture(name=str(path), pixels=pixels, png=data if plain and not header.getexif() else None)
+    pixels = read_photograph(data, str(file)).pixels
+    return Picture(name=str(file), pixels=pixels, png=data if plain and not header.getexif() else None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError
 from deblur.data.dataset import read_dataset
+from deblur.data.files import File
 from deblur.data.layouts import match_folders
 from deblur.data.loader import pairs_of
 from deblur.data.photographs import read_photograph
@@ -96,18 +96,15 @@ def dataset_pairs(url: str, split_name: str) -> tuple[int, Iterator[KeyedPair]]:
     return len(keys), ((key, *pair) for key, pair in zip(keys, pairs, strict=True))
 
 
-def folder_pairs(blurred: Path, sharp: Path) -> tuple[int, Iterator[KeyedPair]]:
-    """Number of pairs in two folders, by relative paths without endings, and the pairs, upright and in 8 bits.
+def folder_pairs(blurred: str, sharp: str) -> tuple[int, Iterator[KeyedPair]]:
+    """Number of pairs in two folders or buckets, by relative paths without endings, and the pairs as packing has them.
 
     Raises InputError for a picture without its counterpart.
     """
     found = [pair for pairs in match_folders(blurred, sharp).splits.values() for pair in pairs]
-    found.sort(key=lambda pair: pair.blurred)
-    root = blurred.absolute()
-    return len(found), (
-        (pair.blurred.relative_to(root).as_posix(), _read(pair.blurred), _read(pair.sharp)) for pair in found
-    )
+    found.sort(key=lambda pair: pair.blurred.key)
+    return len(found), ((pair.blurred.key, _read(pair.blurred), _read(pair.sharp)) for pair in found)
 
 
-def _read(path: Path) -> np.ndarray:
-    return read_photograph(path.read_bytes(), str(path)).pixels
+def _read(file: File) -> np.ndarray:
+    return read_photograph(file.read(), str(file)).pixels

@@ -27,10 +27,10 @@ class EvaluateSettings:
     """A run (folder or s3:// URL), or a generator.safetensors; default: the model inside this package."""
     data: str | None = None
     """Root of a packed dataset, folder or s3:// URL [env DEBLUR_DATA]."""
-    blurred: Path | None = None
-    """Folder of blurred pictures, instead of a dataset."""
-    sharp: Path | None = None
-    """Folder of sharp pictures with the same names."""
+    blurred: str | None = None
+    """Folder or s3://bucket/prefix of blurred pictures, instead of a dataset."""
+    sharp: str | None = None
+    """Folder or s3://bucket/prefix of sharp pictures with the same names."""
     split: str = "test"
     """Split of the dataset."""
     device: str = "auto"

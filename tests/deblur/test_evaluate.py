@@ -120,7 +120,7 @@ def test_pairs_of_different_size_or_under_the_window_are_refused_by_key() -> Non
 
 
 def test_folders_give_pairs_of_equal_names_sorted(tmp_path: Path) -> None:
-    count, pairs = folder_pairs(*folders(tmp_path, ("b.png", "a.png", "scene/a.png")))
+    count, pairs = folder_pairs(*map(str, folders(tmp_path, ("b.png", "a.png", "scene/a.png"))))
     found = list(pairs)
     assert [key for key, *_ in found] == ["a.png", "b.png", "scene/a.png"]
     assert count == 3
@@ -134,7 +134,7 @@ def test_an_unpaired_picture_is_refused_by_name(tmp_path: Path, lost: str, left:
     blurred, sharp = folders(tmp_path, ("a.png", "b.png"))
     (tmp_path / lost / "b.png").unlink()
     with pytest.raises(InputError, match=rf"{left}/b\.png: has no {lost} counterpart"):
-        folder_pairs(blurred, sharp)
+        folder_pairs(str(blurred), str(sharp))
 
 
 def test_a_datasets_split_gives_its_keys_and_full_frames(tmp_path: Path) -> None:
@@ -288,4 +288,4 @@ def test_an_undecodable_picture_is_refused_by_name(tmp_path: Path) -> None:
     blurred, sharp = folders(tmp_path, ("a.png",))
     (sharp / "a.png").write_bytes(pictures.encode_png(photograph(0))[:100])
     with pytest.raises(InputError, match=r"sharp/a\.png"):
-        list(folder_pairs(blurred, sharp)[1])
+        list(folder_pairs(str(blurred), str(sharp))[1])

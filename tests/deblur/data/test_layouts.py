@@ -1,5 +1,6 @@
 """Layouts of public datasets, in the shape in which they are published, and trees that are nearly one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import InputError
-from deblur.data.files import walk
+from cluster.storage import join, open_store
+from deblur.data.files import File, walk
 from deblur.data.layouts import find, match_folders
 from deblur.data.pair_lists import read_table
 from deblur.data.pairs import Found, describe
@@ -25,7 +27,7 @@ def make(root: Path, *names: str) -> Path:
 
 def pairs_of(found: Found, root: Path) -> set[Triple]:
     return {
-        (split, pair.blurred.relative_to(root).as_posix(), pair.sharp.relative_to(root).as_posix())
+        (split, *(Path(file.root, file.key).relative_to(root).as_posix() for file in (pair.blurred, pair.sharp)))
         for split, pairs in found.splits.items()
         for pair in pairs
     }
@@ -136,7 +138,7 @@ PUBLISHED: dict[str, tuple[str, set[Triple]]] = {
 def test_a_published_layout_is_found_pair_by_pair(name: str, tmp_path: Path) -> None:
     layout, wanted = PUBLISHED[name]
     root = make(tmp_path / "data", *(path for _, *both in wanted for path in both))
-    found = find(root)
+    found = find(str(root))
     assert found.layout == layout
     assert pairs_of(found, root) == wanted
     assert not found.photographs
@@ -148,7 +150,7 @@ def test_scenes_are_folders_or_the_names_of_numbered_files(tmp_path: Path) -> No
     scenes = {}
     for name in ("GOPRO_Large", "REDS", "MPRNet", "DVD"):
         root = make(tmp_path / name, *(path for _, *both in PUBLISHED[name][1] for path in both))
-        scenes[name] = {pair.scene for pair in find(root).splits["train"]}
+        scenes[name] = {pair.scene for pair in find(str(root)).splits["train"]}
     assert scenes == {
         "GOPRO_Large": {"GOPR0372_07_00", "GOPR0374_11_00"},
         "REDS": {"000", "001"},
@@ -160,16 +162,16 @@ def test_scenes_are_folders_or_the_names_of_numbered_files(tmp_path: Path) -> No
 def test_gopro_with_both_kinds_of_blur_needs_a_choice(tmp_path: Path) -> None:
     root = make(tmp_path / "in", *(f"train/S{s}/{k}/1.png" for s in "12" for k in ("blur", "blur_gamma", "sharp")))
     with pytest.raises(InputError, match=r"--blur blur.*--blur blur_gamma"):
-        find(root)
+        find(str(root))
     for blur in ("blur", "blur_gamma"):
-        found = find(root, blur=blur)
+        found = find(str(root), blur=blur)
         assert found.layout == "gopro"
         assert pairs_of(found, root) == {("train", f"train/S{s}/{blur}/1.png", f"train/S{s}/sharp/1.png") for s in "12"}
 
 
 def test_a_folder_that_is_a_split_says_so(tmp_path: Path) -> None:
     root = make(tmp_path / "test", "S1/blur/1.png", "S1/sharp/1.png", "S2/blur/1.png", "S2/sharp/1.png")
-    assert list(find(root).splits) == ["test"]
+    assert list(find(str(root)).splits) == ["test"]
 
 
 def test_realblur_by_its_lists(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_realblur_by_its_lists(tmp_path: Path) -> None:
     for split in ("train", "test"):
         lines = [f"{sharp} {blurred} 100" for mine, blurred, sharp in sorted(wanted) if mine == split]
         (root / f"RealBlur_J_{split}_list.txt").write_text("\n".join([*lines, ""]))
-    found = find(root)
+    found = find(str(root))
     assert (found.layout, pairs_of(found, root)) == ("list", wanted)
     assert {pair.scene for pair in found.splits["train"]} == {f"{folder}-scene001", f"{folder}-scene002"}
 
@@ -195,15 +197,15 @@ def test_combined_pictures_only_by_their_flag(tmp_path: Path) -> None:
     names = [f"{split}/{n}.jpg" for split in ("train", "val", "test") for n in "12"]
     root = make(tmp_path / "facades", *names)
     with pytest.raises(InputError, match="--layout combined"):
-        find(root)
-    found = find(root, "combined")
+        find(str(root))
+    found = find(str(root), "combined")
     assert pairs_of(found, root) == {("validation" if n.startswith("val") else n.split("/")[0], n, n) for n in names}
 
 
 def test_two_folders_are_paired_by_relative_paths_without_endings(tmp_path: Path) -> None:
     make(tmp_path, "soft/a/1.jpg", "soft/train/2.png", "soft/test/3.png")
     make(tmp_path, "crisp/a/1.png", "crisp/train/2.png", "crisp/test/3.JPEG")
-    found = match_folders(tmp_path / "soft", tmp_path / "crisp")
+    found = match_folders(str(tmp_path / "soft"), str(tmp_path / "crisp"))
     assert pairs_of(found, tmp_path) == {
         ("train", "soft/a/1.jpg", "crisp/a/1.png"),
         ("train", "soft/train/2.png", "crisp/train/2.png"),
@@ -211,7 +213,7 @@ def test_two_folders_are_paired_by_relative_paths_without_endings(tmp_path: Path
     }
     make(tmp_path, "soft/4.png")
     with pytest.raises(InputError, match=r"soft/4\.png: has no sharp counterpart"):
-        match_folders(tmp_path / "soft", tmp_path / "crisp")
+        match_folders(str(tmp_path / "soft"), str(tmp_path / "crisp"))
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
@@ -287,25 +289,55 @@ NEARLY: dict[str, list[str]] = {
 def test_what_is_nearly_a_layout_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     root = make(tmp_path / "data", *NEARLY[name])
     with pytest.raises(InputError, match=r"--pairs|--layout|remove"):
-        find(root)
+        find(str(root))
 
 
 @pytest.mark.parametrize("name", ["blur", "Blurred", "input", "blur_gamma", "A", "lq", "test", "blurry-photos"])
 def test_a_folder_of_one_side_is_not_taken_for_photographs(name: str, tmp_path: Path) -> None:
     root = make(tmp_path / "S1" / name, "1.png", "2.png")
     with pytest.raises(InputError, match=f"{name}.*--layout photographs"):
-        find(root)
-    assert [photograph.key for photograph in find(root, "photographs").photographs] == ["1", "2"]
+        find(str(root))
+    assert [photograph.key for photograph in find(str(root), "photographs").photographs] == ["1", "2"]
 
 
 def test_a_scene_below_a_folder_of_blurred_pictures_is_not_taken_for_photographs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--layout photographs"):
-        find(make(tmp_path / "train_blur" / "000", "1.png"))
+        find(str(make(tmp_path / "train_blur" / "000", "1.png")))
 
 
 def test_photographs_in_folders_of_any_depth(tmp_path: Path) -> None:
     root = make(tmp_path / "photos", "a.jpg", "2024/summer/b.JPG", "2024/album-b/c.png", "Bruges (2).png")
-    assert [x.key for x in find(root).photographs] == ["2024-album-b-c", "2024-summer-b", "Bruges-(2)", "a"]
+    assert [x.key for x in find(str(root)).photographs] == ["2024-album-b-c", "2024-summer-b", "Bruges-(2)", "a"]
+
+
+def test_an_archive_is_read_without_unpacking(tmp_path: Path) -> None:
+    wanted = PUBLISHED["GOPRO_Large as unpacked into a folder"][1]
+    root = make(tmp_path / "unpacked", *(path for _, *both in wanted for path in both), "__MACOSX/._x.png")
+    for name in {path for _, *both in wanted for path in both}:
+        (root / name).write_text(name)
+    for kind in ("zip", "tar"):
+        archive = shutil.make_archive(str(tmp_path / "GOPRO_Large"), kind, root)
+        found = find(archive)
+        assert found.layout == "gopro"
+        assert {(s, p.blurred.key, p.sharp.key) for s, pairs in found.splits.items() for p in pairs} == wanted
+        assert all(p.sharp.read().decode() == p.sharp.key for pairs in found.splits.values() for p in pairs)
+        assert found.ignored == 1
+    compressed = shutil.make_archive(str(tmp_path / "compressed"), "gztar", root)
+    Path(compressed).rename(tmp_path / "compressed.tar")
+    with pytest.raises(InputError, match=r"compressed\.tar: not a readable zip or uncompressed tar"):
+        find(str(tmp_path / "compressed.tar"))
+    with pytest.raises(InputError, match=r"blur_gamma\.zip.*--layout photographs"):
+        find(shutil.make_archive(str(tmp_path / "blur_gamma"), "zip", make(tmp_path / "one", "1.png")))
+
+
+def test_a_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:
+    wanted = PUBLISHED["REDS"][1]
+    store = open_store(join(bucket, "REDS"))
+    for path in {path for _, *both in wanted for path in both}:
+        store.put(path, path.encode())
+    found = find(join(bucket, "REDS"))
+    assert {(s, p.blurred.key, p.sharp.key) for s, pairs in found.splits.items() for p in pairs} == wanted
+    assert all(p.sharp.read().decode() == p.sharp.key for pairs in found.splits.values() for p in pairs)
 
 
 # ---- files
@@ -314,7 +346,7 @@ def test_photographs_in_folders_of_any_depth(tmp_path: Path) -> None:
 def test_files_of_operating_systems_are_ignored_and_others_counted(tmp_path: Path) -> None:
     root = make(tmp_path / "photos", "a.jpg", "a.xmp", "b.gif", "c.GIF", "README", "._a.jpg", ".DS_Store", "Thumbs.db")
     make(root, "@eaDir/a.jpg", ".ipynb_checkpoints/a.png", "__MACOSX/a.jpg", "sub/desktop.ini")
-    found = find(root)
+    found = find(str(root))
     assert [photograph.key for photograph in found.photographs] == ["a"]
     assert describe(found).splitlines()[1] == (
         "not taken: 2 .gif, 1 .xmp, 1 README, 7 hidden or of the operating system"
@@ -326,10 +358,10 @@ def test_linked_files_and_folders_are_followed_and_loops_refused(tmp_path: Path)
     root = make(tmp_path / "photos", "0.png")
     (root / "1.png").symlink_to(outside / "1.png")
     (root / "album").symlink_to(outside / "album")
-    assert walk(root).pictures == ["0.png", "1.png", "album/2.png"]
+    assert walk(str(root)).pictures == ["0.png", "1.png", "album/2.png"]
     (outside / "album" / "back").symlink_to(root)
     with pytest.raises(InputError, match="back: links to a folder that it is in"):
-        walk(root)
+        walk(str(root))
 
 
 # ---- no blurred picture is ever taken for a sharp one
@@ -377,11 +409,11 @@ def test_no_blurred_picture_is_ever_taken_for_a_sharp_one(
 ) -> None:
     root = make(tmp_path_factory.mktemp("tree") / "data", *tree)
     try:
-        found = find(root, blur=blur)
+        found = find(str(root), blur=blur)
     except InputError:
         return
-    truth = {(root / path): value for path, value in tree.items()}
-    assert not any(truth[photograph.path][0] for photograph in found.photographs)
+    truth = {File(str(root), path): value for path, value in tree.items()}
+    assert not any(truth[photograph.file][0] for photograph in found.photographs)
     for split, pairs in found.splits.items():
         for pair in pairs:
             (first, shown), (second, also_shown) = truth[pair.blurred], truth[pair.sharp]
