@@ -3,6 +3,10 @@
 SOURCE is a folder of pairs in one of the layouts of docs/data.md, a folder of sharp photographs, to which motion blur
 is added, or `samples` for scikit-image's photographs. What was found is printed before any work; --check ends there.
 Deterministic; an interrupted command can be run again.
+
+  python -m deblur.pack s3://bucket/photographs --out s3://bucket/dataset --nodes 8
+
+packs on a Ray cluster, with the same bytes as on one machine.
 """
 
 import tyro

@@ -49,6 +49,10 @@ class PackSettings:
     """Replace an existing dataset, once the new one is complete."""
     max_bad_share: float = 0.0
     """Share of pairs that may be left out because they do not decode."""
+    nodes: int | None = None
+    """Nodes of a Ray cluster to use; SOURCE and --out must be accessible from all. Default: this process."""
+    wait_s: float = 600.0
+    """Seconds to wait for missing nodes."""
     check: bool = False
     """Look for pictures, and compare the sides of some pairs, without writing anything."""
 
@@ -60,7 +64,9 @@ class PackSettings:
             raise InputError("--out is missing: the root of the dataset, a folder or s3://bucket/prefix")
         if not 0 <= self.max_bad_share < 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; expected a fraction in [0, 1)")
-        for name in ("cut", "step", "shard_mb", "blurs_per_photo"):
+        if self.nodes is not None and self.source == SAMPLES:
+            raise InputError("samples: are packed in this process; remove --nodes")
+        for name in ("cut", "step", "shard_mb", "blurs_per_photo", "nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from cluster.errors import DamagedError, InputError
 from cluster.storage import Store, join, open_store
-from deblur.data import pictures
 from deblur.data.index import INDEX, Index, Split, read_index, write_index
+from deblur.data.pack_nodes import PARTS, pack_on_nodes
+from deblur.data.pack_one import pack_one
 from deblur.data.pack_settings import SAMPLES, PackSettings
 from deblur.data.shards import PackedSample, write_split
 from deblur.data.sources import COMPARED, Source, checked_sources, refuse_bad
 
 GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the complete GOPRO_Large
 _THREADS = 4
-_SHARD = re.compile(r"(pack-\d+/)?(train|validation|test)/\d{6}\.(tar|npz)")
+_OURS = re.compile(rf"(pack-\d+/)?({PARTS}/\w+/)?(train|validation|test)/\d{{6}}\.(tar|npz|pngs|json)")
 
 
 def pack(settings: PackSettings) -> Index:
@@ -41,11 +42,14 @@ def pack(settings: PackSettings) -> Index:
     folder = "" if old is None else next(name for name in ("pack-1", "pack-2") if name != old.folder)
     shards = open_store(join(store.url, folder)) if folder else store
     bad: list[str] = []
-    written = {name: _write(shards, name, sources, settings, bad) for name, sources in splits.items()}
+    if settings.nodes is None:
+        written = {name: _write(shards, name, sources, settings, bad) for name, sources in splits.items()}
+    else:
+        written = pack_on_nodes(shards, splits, settings, bad)
     refuse_bad(bad, sum(map(len, splits.values())), settings.max_bad_share)
     index = Index(made=made, splits=written, folder=folder)
     write_index(store, index)
-    _delete_stale_shards(store, index)
+    _delete_stale_objects(store, index)
     return index
 
 
@@ -85,7 +89,7 @@ def _write(store: Store, split: str, sources: Sequence[Source], settings: PackSe
     """Reasons why pairs were left out are appended to `bad`."""
     cut = settings.squares if split == "train" else None  # evaluation is on full frames
     with ThreadPoolExecutor(_THREADS) as pool:
-        packed = _in_order(pool, partial(_pack_one, cut=cut), sources, bad)
+        packed = _in_order(pool, partial(pack_one, cut=cut), sources, bad)
         samples: Iterator[PackedSample] = chain.from_iterable(
             tqdm(packed, total=len(sources), desc=split, unit="pair", disable=None)
         )
@@ -129,42 +133,12 @@ def _in_order(
     yield from results(left=0)
 
 
-def _pack_one(source: Source, cut: tuple[int, int] | None) -> list[PackedSample]:
-    """The samples of one pair. Raises InputError naming both pictures if they differ in size."""
-    blurred, sharp = source.read()
-    if blurred.pixels.shape != sharp.pixels.shape:
-        sizes = [f"{p.name} is {p.pixels.shape[1]}x{p.pixels.shape[0]}" for p in (blurred, sharp)]
-        raise InputError(f"{' but '.join(sizes)}; the pictures of a pair must have the same size")
-    height, width = sharp.pixels.shape[:2]
-    if cut is None or (height <= cut[0] and width <= cut[0]):
-        pngs = [picture.png or pictures.encode_png(picture.pixels) for picture in (blurred, sharp)]
-        return [_packed(source, source.key, pngs, (height, width))]
-    squares = []
-    for top in starts(height, *cut):
-        for left in starts(width, *cut):
-            inside = np.s_[top : top + cut[0], left : left + cut[0]]
-            pngs = [pictures.encode_png(picture.pixels[inside]) for picture in (blurred, sharp)]
-            size = (min(cut[0], height), min(cut[0], width))
-            squares.append(_packed(source, f"{source.key}-r{top:05d}-c{left:05d}", pngs, size))
-    return squares
-
-
-def starts(length: int, cut: int, step: int) -> list[int]:
-    """Offsets of pieces of length `cut` that cover [0, length); the last one ends at the border."""
-    last = max(0, length - cut)
-    return [*range(0, last, step), last]
-
-
-def _packed(source: Source, key: str, pngs: list[bytes], size: tuple[int, int]) -> PackedSample:
-    return PackedSample(key=key, blurred_png=pngs[0], sharp_png=pngs[1], meta={"scene": source.scene}, size=size)
-
-
-def _delete_stale_shards(store: Store, index: Index) -> None:
-    """Deletes shards and tables of an earlier or interrupted pack that this index does not have."""
+def _delete_stale_objects(store: Store, index: Index) -> None:
+    """Deletes what an earlier or interrupted pack left: parts, and shards and tables that are not of this index."""
     shards = [shard for split in index.splits.values() for shard in split.shards]
     mine = {f"{index.folder}/{name}".lstrip("/") for shard in shards for name in (shard.name, shard.table)}
     for key in store.list(""):
-        if _SHARD.fullmatch(key) and key not in mine:
+        if _OURS.fullmatch(key) and key not in mine:
             store.delete(key)
 
 

@@ -7,14 +7,15 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import DamagedError
 from cluster.storage import Store
 from deblur.data.index import Sample, Shard, Split, encode_table, sha256
 
+_T = TypeVar("_T")
 _MEMBERS = ("blurred.png", "json", "sharp.png")
 
 
@@ -32,19 +33,50 @@ class PackedSample:
 
 def write_split(store: Store, split: str, samples: Iterable[PackedSample], shard_bytes: int) -> Split:
     """Writes a split in shards of about `shard_bytes`, each with the table of its samples; deterministic."""
-    shards: list[Shard] = []
-    smallest: tuple[int, int] | None = None
-    for group in _groups(samples, shard_bytes):
-        name = f"{split}/{len(shards):06d}.tar"
-        data, placed = _tar(group)
-        table = encode_table(placed)
-        shard = Shard(name=name, size_bytes=len(data), num_samples=len(placed), table_sha256=sha256(table))
-        store.put(name, data)
-        store.put(shard.table, table)
-        shards.append(shard)
-        sizes = [sample.size for sample in group] + ([smallest] if smallest else [])
-        smallest = (min(height for height, _ in sizes), min(width for _, width in sizes))
-    return Split(shards=tuple(shards), smallest=smallest or (0, 0))
+    shards, sizes = [], set[tuple[int, int]]()
+    for nth, group in enumerate(groups(samples, shard_bytes, _png_bytes)):
+        shards.append(write_shard(store, shard_name(split, nth), group))
+        sizes |= {sample.size for sample in group}
+    return Split(shards=tuple(shards), smallest=smallest_of(sizes))
+
+
+def shard_name(split: str, nth: int) -> str:
+    return f"{split}/{nth:06d}.tar"
+
+
+def write_shard(store: Store, name: str, samples: list[PackedSample]) -> Shard:
+    """Writes a shard and its table."""
+    data, placed = _tar(samples)
+    table = encode_table(placed)
+    shard = Shard(name=name, size_bytes=len(data), num_samples=len(placed), table_sha256=sha256(table))
+    store.put(name, data)
+    store.put(shard.table, table)
+    return shard
+
+
+def smallest_of(sizes: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """(height, width), each the minimum; (0, 0) without any."""
+    heights, widths = zip(*sizes, strict=True) if sizes else ((0,), (0,))
+    return min(heights), min(widths)
+
+
+def groups(items: Iterable[_T], shard_bytes: int, size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Consecutive items of at most `shard_bytes` in total, or one larger item: those of one shard each."""
+    group: list[_T] = []
+    size = 0
+    for item in items:
+        length = size_of(item)
+        if group and size + length > shard_bytes:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += length
+    if group:
+        yield group
+
+
+def _png_bytes(sample: PackedSample) -> int:
+    return len(sample.blurred_png) + len(sample.sharp_png)
 
 
 def unpack(data: bytes | memoryview, shard_name: str, sample: Sample) -> tuple[bytes, bytes, dict[str, Any]]:
@@ -78,21 +110,6 @@ def _members(data: bytes | memoryview, place: str, key: str) -> list[bytes]:
     if not plain or not whole or names != [f"{key}.{name}" for name in _MEMBERS]:
         raise DamagedError(f"{place}: expected exactly {', '.join(_MEMBERS)} as regular files, found {names}")
     return contents
-
-
-def _groups(samples: Iterable[PackedSample], shard_bytes: int) -> Iterator[list[PackedSample]]:
-    """Consecutive samples of at most `shard_bytes` in total, or one larger sample."""
-    group: list[PackedSample] = []
-    size = 0
-    for sample in samples:
-        length = len(sample.blurred_png) + len(sample.sharp_png)
-        if group and size + length > shard_bytes:
-            yield group
-            group, size = [], 0
-        group.append(sample)
-        size += length
-    if group:
-        yield group
 
 
 def _tar(samples: list[PackedSample]) -> tuple[bytes, tuple[Sample, ...]]:

@@ -37,6 +37,8 @@ class Source:
 
     key: str
     scene: str
+    place: str
+    """One of its files."""
     read: Callable[[], tuple[Picture, Picture]] = field(compare=False)
 
 
@@ -146,7 +148,9 @@ def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> 
 
 
 def _pair_source(pair: Pair) -> Source:
-    return Source(key=pair.key, scene=pair.scene, read=lambda: (_read(pair.blurred), _read(pair.sharp)))
+    return Source(
+        key=pair.key, scene=pair.scene, place=str(pair.sharp), read=lambda: (_read(pair.blurred), _read(pair.sharp))
+    )
 
 
 def _combined_source(pair: Pair) -> Source:
@@ -159,7 +163,7 @@ def _combined_source(pair: Pair) -> Source:
         blurred, sharp = (Picture(name=both.name, pixels=np.ascontiguousarray(half)) for half in halves)
         return blurred, sharp
 
-    return Source(key=pair.key, scene=pair.scene, read=read)
+    return Source(key=pair.key, scene=pair.scene, place=str(pair.sharp), read=read)
 
 
 def _blur_of(settings: PackSettings) -> dict[str, Any]:
@@ -186,13 +190,13 @@ def _photograph_source(photograph: SharpPicture, settings: PackSettings, variant
             blurred = motion_blurred(sharp.pixels, [*seed, variant] if variant else seed)
         return Picture(name=f"{sharp.name} (blurred)", pixels=blurred), sharp
 
-    return Source(key=key, scene=photograph.key, read=read)
+    return Source(key=key, scene=photograph.key, place=str(photograph.file), read=read)
 
 
 def _sample_sources(split: str) -> list[Source]:
     def source(found: sample_set.BlurredPhotograph) -> Source:
         both = Picture(name=found.key, pixels=found.blurred), Picture(name=found.key, pixels=found.sharp)
-        return Source(key=found.key, scene=found.scene, read=lambda: both)
+        return Source(key=found.key, scene=found.scene, place=found.key, read=lambda: both)
 
     return [source(found) for found in sample_set.blurred_photographs(split)]
 

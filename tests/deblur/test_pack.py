@@ -28,8 +28,9 @@ from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 from deblur.data.dataset import Dataset, open_dataset
 from deblur.data.index import Index, Split, read_index, read_table
 from deblur.data.loader import pairs_of
+from deblur.data.pack_one import starts
 from deblur.data.pack_settings import PackSettings
-from deblur.data.packing import check, pack, starts, summary
+from deblur.data.packing import check, pack, summary
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs
 from tests.datasets import picture
 
