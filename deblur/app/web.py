@@ -46,6 +46,8 @@ _HEADERS = {
 _log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Work = Callable[[np.ndarray], Awaitable[np.ndarray]]
+"""From decoded pixels to those of the response."""
 _T = TypeVar("_T")
 
 
@@ -73,7 +75,8 @@ class Web:
         self._metrics, self._running = metrics, 0
         metrics.pull = self._live
         routes = [Route(path, _file(name, kind)) for path, (name, kind) in _PAGE.items()]
-        routes += [Route("/restore", self._restore, methods=["POST"]), Route("/limits", self._limits)]
+        routes += [Route("/restore", self._restore, methods=["POST"]), Route("/decode", self._decode, methods=["POST"])]
+        routes += [Route("/limits", self._limits)]
         routes += [Route("/healthz", self._health), Route("/readyz", self._health)]
         self.app: Application = Starlette(routes=routes)
 
@@ -95,9 +98,16 @@ class Web:
         self._batcher.close()
 
     async def _restore(self, request: Request) -> Response:
+        return await self._answer(request, self._restore_pixels)
+
+    async def _decode(self, request: Request) -> Response:
+        """The picture as it is, in a format that browsers can show: not all can show HEIC."""
+        return await self._answer(request, _unchanged)
+
+    async def _answer(self, request: Request, work: Work) -> Response:
         self._running += 1
         try:
-            response = await self._respond(request)
+            response = await self._respond(request, work)
         except (HTTPException, InputError, NotAcceptable) as error:
             response = _rejection(error)
         except Exception:
@@ -109,7 +119,7 @@ class Web:
         self._metrics.add("deblur_service_requests_total", 1, str(response.status_code))
         return response
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request, work: Work) -> Response:
         _check_type(request.headers.get("content-type", ""))
         data, timing = await request.body(), _ServerTiming()
         given, pixels = await _in_thread(_inspect, data, self._max_pixels)
@@ -118,11 +128,10 @@ class Web:
             photograph = await _in_thread(read_photograph, data, NAME, self._max_pixels)
             kind = answer_type(request.headers.get("accept"), given, photograph)
             timing.end("decode")
-            restored = await self._restore_pixels(photograph.pixels)
+            restored = await work(photograph.pixels)
             timing.end("restore")
             body = await _in_thread(write_photograph, photograph, restored, NAME, SUFFIXES[kind])
             timing.end("encode")
-        self._metrics.add("deblur_service_pixels_total", pixels)
         for part, seconds in timing.seconds.items():
             self._metrics.add("deblur_service_seconds_total", seconds, part)
         headers = {"Cache-Control": "no-store", "Server-Timing": str(timing), **_HEADERS}
@@ -130,6 +139,7 @@ class Web:
 
     async def _restore_pixels(self, picture: np.ndarray) -> np.ndarray:
         """The restored picture; its pieces share batches with those of other requests."""
+        self._metrics.add("deblur_service_pixels_total", picture.shape[0] * picture.shape[1])
         steps = restoring(picture, self._runner.has_statistics, max_pixels=self._runner.max_pixels)
         step = await _in_thread(advance, steps)
         while isinstance(step, list):
@@ -204,6 +214,10 @@ class _ServerTiming:
 
     def __str__(self) -> str:
         return ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in self.seconds.items())
+
+
+async def _unchanged(picture: np.ndarray) -> np.ndarray:
+    return picture
 
 
 def _check_type(content_type: str) -> None:

@@ -1,6 +1,14 @@
 // Sends one picture at a time to the service, then shows both on top of each other, divided by a line.
 
-const KINDS = { "image/jpeg": ["JPEG", "jpg"], "image/png": ["PNG", "png"], "image/webp": ["WebP", "webp"] };
+const KINDS = {
+  "image/jpeg": ["JPEG", "jpg"],
+  "image/png": ["PNG", "png"],
+  "image/webp": ["WebP", "webp"],
+  "image/avif": ["AVIF", "avif"],
+  "image/heic": ["HEIC", "heic"],
+  "image/heif": ["HEIF", "heif"],
+};
+const NOT_EVERYWHERE = ["image/avif", "image/heic", "image/heif"]; // types that some browsers cannot show
 const MEGABYTE = 2 ** 20;
 const MAX_ATTEMPTS = 5; // for one picture while the service is busy
 const WAIT_S = 5; // between attempts, unless the service sends Retry-After
@@ -32,7 +40,7 @@ async function begin(file) {
   try {
     await checkFile(file);
     signal.throwIfAborted();
-    await load(part("blurred"), file, work);
+    await loadBlurred(file, work);
     await checkSize(file, part("blurred"));
     signal.throwIfAborted();
     layOut(file);
@@ -64,6 +72,21 @@ async function load(image, blob, work) {
   await settled;
 }
 
+/** Shows the picture as it is, or as the service decodes it where the browser cannot. */
+async function loadBlurred(file, work) {
+  try {
+    await load(part("blurred"), file, work);
+  } catch (error) {
+    if (!NOT_EVERYWHERE.includes(typeOf(file))) throw error;
+    const answer = await post("decode", file, work.stop.signal);
+    if (answer.status !== 200) throw await errorOf(answer);
+    await load(part("blurred"), answer.response, work);
+  }
+}
+
+/** The media type; by the ending where the operating system does not know it, as HEIC on Linux and Windows. */
+const typeOf = (file) => file.type || `image/${file.name.split(".").pop().toLowerCase()}`;
+
 // Checks before the upload
 
 function fetchLimits() {
@@ -76,7 +99,7 @@ function fetchLimits() {
 
 async function checkFile(file) {
   const { bytes, types } = await fetchLimits();
-  if (!types.includes(file.type)) {
+  if (!types.includes(typeOf(file))) {
     throw new UserError(`${file.name} is not a ${listed(types)} picture: save it as one of these first.`);
   }
   checkLimit(file, file.size / MEGABYTE, bytes / MEGABYTE, "MB");
@@ -102,7 +125,7 @@ const listed = (types) =>
 /** The restored picture, a Blob. Retries after the time the service asks for while it is busy (503). */
 async function restore(file, signal) {
   for (let attempt = 1; ; attempt++) {
-    const answer = await post(file, signal);
+    const answer = await post("restore", file, signal);
     if (answer.status === 200 && answer.response.type in KINDS) return answer.response;
     if (answer.status !== 503 || attempt === MAX_ATTEMPTS) throw await errorOf(answer);
     await countDown(Number(answer.getResponseHeader("Retry-After")) || WAIT_S, signal);
@@ -110,18 +133,18 @@ async function restore(file, signal) {
 }
 
 // XMLHttpRequest, because fetch does not report upload progress.
-function post(file, signal) {
+function post(path, file, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "restore");
-    request.setRequestHeader("Content-Type", file.type);
+    request.open("POST", path);
+    request.setRequestHeader("Content-Type", typeOf(file));
     request.responseType = "blob";
     request.upload.onloadstart = () => {
       announce("Uploading");
       showUploaded(0);
     };
     request.upload.onprogress = ({ loaded, total }) => showUploaded(loaded / total);
-    request.upload.onload = () => countUp("Restoring");
+    request.upload.onload = () => countUp(path === "restore" ? "Restoring" : "Decoding");
     request.onload = () => resolve(request);
     request.onerror = () => reject(new UserError(CONNECTION_LOST, true));
     signal.addEventListener("abort", () => request.abort());

@@ -18,6 +18,7 @@ from deblur.data.sample_set import blurred_photographs
 from deblur.inference.bulk import restore_file
 from deblur.models.trained import load_model
 from tests.datasets import picture
+from tests.deblur.data.test_formats import UPRIGHT, iphone_heic
 from tests.service import running_service
 
 expect.set_options(timeout=30_000)  # the service shares two cores with other tests
@@ -156,6 +157,20 @@ def test_page_requests_only_itself_the_limits_and_the_restored_picture(browser: 
     assert paths == {"/", "/page.css", "/page.js", "/limits", "/restore"}
 
 
+@pytest.mark.parametrize("kind", ["image/heic", ""], ids=["by its type", "by its ending"])
+def test_a_phones_heic_is_shown_upright_and_restored(page: Page, kind: str) -> None:
+    """Chromium cannot show HEIC: the service decodes it."""
+    choose(page, iphone_heic(), "IMG_0001.HEIC", kind)
+    expect_result(page)
+    height, width, _ = UPRIGHT.shape
+    for name in ("blurred", "restored"):
+        assert page.locator(f"#{name}").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [
+            width,
+            height,
+        ]
+    assert page.get_by_role("link", name="Download").get_attribute("download") == "IMG_0001-restored.jpg"
+
+
 def test_keyboard_moves_the_line_and_the_clipping(page: Page) -> None:
     compare_black_to_white(page)
     assert seen_share(page) == pytest.approx(50, abs=1)
@@ -290,8 +305,8 @@ def test_the_page_sharpens_a_photograph_with_the_embedded_model(browser: Browser
 @pytest.mark.parametrize(
     ("limits", "name", "kind", "sentence"),
     [
-        ({}, "notes.txt", "text/plain", "notes.txt is not a JPEG, PNG or WebP picture"),
-        ({}, "IMG_1.heic", "image/heic", "IMG_1.heic is not a JPEG, PNG or WebP picture"),
+        ({}, "notes.txt", "text/plain", "notes.txt is not a JPEG, PNG, WebP, AVIF, HEIC or HEIF picture"),
+        ({}, "IMG_1.cr2", "image/x-canon-cr2", "IMG_1.cr2 is not a JPEG, PNG, WebP, AVIF, HEIC or HEIF picture"),
         ({"bytes": 2**20}, "large.png", "image/png", "large.png has 1.1 MB, of at most 1:"),
         ({"pixels": 300_000}, "wide.png", "image/png", "wide.png has 0.5 megapixels, of at most 0.3:"),
         ({}, "torn.jpg", "image/jpeg", "torn.jpg cannot be read as a picture"),

@@ -18,6 +18,7 @@ from cluster.exporter import Metrics
 from deblur.app.metrics import SERVICE
 from deblur.app.web import Web, WeightedSemaphore, _in_thread
 from tests.datasets import picture
+from tests.deblur.data.test_formats import UPRIGHT, iphone_heic
 from tests.servers import ask, listening
 
 
@@ -51,6 +52,14 @@ def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     PIL.Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def test_a_picture_is_decoded_without_restoring_it_for_browsers_that_cannot() -> None:
+    data = iphone_heic()
+    with client(Fragile()) as (port, _):
+        status, body, headers = ask(port, "POST", "/decode", data)
+    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+    assert np.abs(np.asarray(PIL.Image.open(io.BytesIO(body))).astype(int) - UPRIGHT).mean() < 5
 
 
 def test_a_picture_goes_through_the_generator() -> None:
