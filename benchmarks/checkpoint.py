@@ -18,7 +18,7 @@ from benchmarks.timing import pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.config.recipes import Recipe
 from deblur.training.state import checkpoint_parts
 from deblur.training.update import Updater
@@ -113,7 +113,7 @@ def _turn(mode: str, updater: Updater, recipe: Recipe, checkpoints: Checkpoints,
 
 
 def _recipe(settings: Settings) -> Recipe:
-    recipe = recipes.PRESETS[settings.recipe]()
+    recipe = presets.PRESETS[settings.recipe]()
     return replace(recipe, data=replace(recipe.data, batch_size=1, crop=settings.crop))
 
 

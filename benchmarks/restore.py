@@ -22,7 +22,7 @@ from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import alternate, pick_device
 from benchmarks.update import matmul_rate
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.inference.pieces import MAX_PIXELS
 from deblur.inference.tiles import MARGIN, RAMP, TILE, restore_picture, spans
 from deblur.models.build import build_generator
@@ -87,7 +87,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 def generator_of(recipe: str, device: torch.device) -> nn.Module:
     """The generator of a preset with random weights, in eval mode."""
     torch.manual_seed(0)
-    return build_generator(recipes.PRESETS[recipe]()).to(device).eval()
+    return build_generator(presets.PRESETS[recipe]()).to(device).eval()
 
 
 def picture_of(size: _Size) -> np.ndarray:

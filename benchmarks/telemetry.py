@@ -23,7 +23,7 @@ from benchmarks.timing import alternate, pick_device
 from benchmarks.update import batch_of, updater_of
 from cluster.storage import join
 from cluster.sync import Intervals, Rank, Sync
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.training.meter import Meter
 from deblur.training.metrics import run_metrics
 from deblur.training.run import Run
@@ -50,7 +50,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def _measure(settings: Settings, run: Run) -> dict[str, Any]:
-    recipe = recipes.PRESETS[settings.recipe]()
+    recipe = presets.PRESETS[settings.recipe]()
     recipe = replace(recipe, data=replace(recipe.data, crop=settings.crop or recipe.data.crop))
     rank = Rank(device=pick_device())
     run.resume(0, recipe.data.batch_size)

@@ -21,7 +21,7 @@ from benchmarks.command import option, run
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import alternate, pick_device, seconds
 from cluster.sync import Rank
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.vgg import load_features
@@ -90,7 +90,7 @@ def plain_critic(filters: int, layers: int) -> nn.Module:
 
 def recipe_of(settings: Settings) -> Recipe:
     """The preset with size and batch of the settings; random features, which cost the same as trained ones."""
-    recipe = recipes.PRESETS[settings.recipe]()
+    recipe = presets.PRESETS[settings.recipe]()
     data = replace(
         recipe.data,
         crop=settings.image_size or recipe.data.crop,

@@ -16,7 +16,7 @@ import tyro
 
 from cluster.errors import one_line_errors
 from cluster.storage import join
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.config.recipes import Recipe
 from deblur.data import pictures
 from deblur.data.dataset import open_dataset
@@ -91,7 +91,7 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(DemoSettings, description=__doc__, prog="python -m deblur.demo")
-        print(json.dumps(demo(settings, recipes.fine_tune())))
+        print(json.dumps(demo(settings, presets.fine_tune())))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import GeneratorRecipe
 from deblur.models.build import build_generator
 from tests.servers import wait_until_it_answers
@@ -25,7 +25,7 @@ _METRICS = 100  # offset of the metrics ports from the port of the service
 
 def write_model(path: Path) -> Path:
     """A small generator with InstanceNorm and random weights, which change a picture visibly."""
-    recipe = replace(recipes.paper(), generator=GeneratorRecipe(filters=4, blocks=2, dropout=0.0))
+    recipe = replace(presets.paper(), generator=GeneratorRecipe(filters=4, blocks=2, dropout=0.0))
     torch.manual_seed(0)
     weights = build_generator(recipe).state_dict()
     path.write_bytes(safetensors.torch.save(weights, metadata={"recipe": recipes.to_json(recipe)}))

@@ -11,7 +11,7 @@ from cluster import exporter
 from cluster.errors import InputError
 from cluster.storage import read_url
 from cluster.sync import COLLECTIVE_TIMEOUT_S
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import Recipe
 
 _flat = tyro.conf.arg(name="")
@@ -53,7 +53,7 @@ class SharedSettings:
     """Validate everything without training: access to storage from every node, data and settings."""
     preset: Annotated[str, tyro.conf.arg(name="recipe", metavar="NAME|FILE")] = "paper"
     """Preset (blog, paper, demo), .json file or s3:// URL of one; the flags below override its fields."""
-    recipe: Annotated[Recipe, _flat] = field(default_factory=recipes.paper)
+    recipe: Annotated[Recipe, _flat] = field(default_factory=presets.paper)
 
     def __post_init__(self) -> None:
         for name in ("ranks_per_node", "threads", "keep"):
@@ -96,8 +96,8 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 def _chosen_recipe(name: str) -> Recipe:
     """A preset by name, or the recipe of a file or s3:// URL. Raises InputError naming the presets."""
-    if name in recipes.PRESETS:
-        return recipes.PRESETS[name]()
+    if name in presets.PRESETS:
+        return presets.PRESETS[name]()
     if name.endswith(".json"):
         return recipes.from_json(read_url(name), name)
-    raise InputError(f"--recipe {name}: no such recipe; choose {', '.join(recipes.PRESETS)}, or a .json file")
+    raise InputError(f"--recipe {name}: no such recipe; choose {', '.join(presets.PRESETS)}, or a .json file")

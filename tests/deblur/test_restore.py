@@ -17,7 +17,7 @@ from cluster.errors import InputError
 from cluster.storage import Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
 from deblur import restore
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference import bulk
@@ -26,7 +26,7 @@ from deblur.models.build import build_generator
 from deblur.models.trained import load_model
 from tests.datasets import picture
 
-RECIPE = replace(recipes.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
+RECIPE = replace(presets.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
 CPU = torch.device("cpu")
 
 

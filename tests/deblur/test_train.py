@@ -22,7 +22,7 @@ from cluster.errors import InputError
 from cluster.local import Settings as ClusterSettings
 from cluster.local import local_cluster
 from cluster.storage import join, open_store
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import DataRecipe, GeneratorRecipe
 from deblur.models.vgg import load_features
 from deblur.train import parse
@@ -51,16 +51,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_flags_change_fields_of_the_preset() -> None:
     settings = parse(["--recipe", "blog", "--batch-size", "8", "--generator.filters", "32", "--nodes", "4"])
     assert settings.nodes == 4
-    expected = replace(recipes.blog(), generator=GeneratorRecipe(norm="batch", output="mean", filters=32))
-    assert settings.recipe == replace(expected, data=replace(recipes.blog().data, batch_size=8))
+    expected = replace(presets.blog(), generator=GeneratorRecipe(norm="batch", output="mean", filters=32))
+    assert settings.recipe == replace(expected, data=replace(presets.blog().data, batch_size=8))
 
 
 def test_without_flags_the_recipe_is_the_papers() -> None:
-    assert parse([]).recipe == recipes.paper()
+    assert parse([]).recipe == presets.paper()
 
 
 def test_a_recipe_is_read_from_its_file(tmp_path: Path) -> None:
-    recipe = replace(recipes.demo(), seed=7)
+    recipe = replace(presets.demo(), seed=7)
     (tmp_path / "best.json").write_text(recipes.to_json(recipe))
     assert parse(["--recipe", str(tmp_path / "best.json")]).recipe == recipe
 

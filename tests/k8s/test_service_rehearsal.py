@@ -19,7 +19,7 @@ import torch
 
 from cluster.local import LocalCluster, Settings, free_port
 from cluster.storage import open_store
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import GeneratorRecipe
 from deblur.models.build import build_generator
 from tests.clusters import ISOLATED, isolated_cluster
@@ -111,7 +111,7 @@ def restore(proxy: str) -> PIL.Image.Image:
 
 
 def small_generator(seed: int) -> bytes:
-    recipe = replace(recipes.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
+    recipe = replace(presets.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
     torch.manual_seed(seed)
     return safetensors.torch.save(build_generator(recipe).state_dict(), metadata={"recipe": recipes.to_json(recipe)})
 

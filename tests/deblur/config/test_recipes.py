@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import InputError
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
 from deblur.models.build import build_critic, build_generator
 from deblur.models.critic import DenseCritic, PatchCritic
@@ -15,7 +15,7 @@ from deblur.models.nafnet import NAFNet
 
 
 def test_paper_is_the_papers() -> None:
-    recipe = recipes.paper()
+    recipe = presets.paper()
     assert recipe.generator == GeneratorRecipe(
         architecture="resnet",
         filters=64,
@@ -34,7 +34,7 @@ def test_paper_is_the_papers() -> None:
 
 
 def test_blog_is_the_articles() -> None:
-    recipe = recipes.blog()
+    recipe = presets.blog()
     assert (recipe.generator.norm, recipe.generator.output, recipe.generator.dropout) == ("batch", "mean", 0.5)
     assert (recipe.critic.architecture, recipe.critic.norm) == ("dense", "batch")
     loss = recipe.loss
@@ -44,14 +44,14 @@ def test_blog_is_the_articles() -> None:
 
 
 def test_demo_uses_every_loss() -> None:
-    loss = recipes.demo().loss
+    loss = presets.demo().loss
     assert loss.objective == "wgan-gp"
     assert min(loss.content_weight, loss.adversarial_weight, loss.penalty_weight) > 0
 
 
-@pytest.mark.parametrize("name", recipes.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_json_round_trip(name: str) -> None:
-    recipe = recipes.PRESETS[name]()
+    recipe = presets.PRESETS[name]()
     assert recipes.from_json(recipes.to_json(recipe), "file") == recipe
 
 
@@ -63,21 +63,21 @@ def test_a_recipe_builds_its_networks() -> None:
     nafnet = Recipe(generator=GeneratorRecipe(architecture="nafnet", filters=1))
     assert isinstance(build_generator(nafnet), NAFNet)
     assert isinstance(build_critic(Recipe(critic=CriticRecipe(filters=2))), PatchCritic)
-    assert isinstance(build_critic(recipes.blog()), DenseCritic)
+    assert isinstance(build_critic(presets.blog()), DenseCritic)
 
 
 def test_the_difference_names_every_field_that_differs() -> None:
-    changed = replace(recipes.paper(), seed=3, data=DataRecipe(batch_size=1))
-    assert recipes.difference(recipes.paper(), changed) == ["seed: 0 -> 3", "data.batch_size: 16 -> 1"]
-    assert recipes.difference(recipes.paper(), recipes.paper()) == []
+    changed = replace(presets.paper(), seed=3, data=DataRecipe(batch_size=1))
+    assert recipes.difference(presets.paper(), changed) == ["seed: 0 -> 3", "data.batch_size: 16 -> 1"]
+    assert recipes.difference(presets.paper(), presets.paper()) == []
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: replace(recipes.paper(), critic=CriticRecipe(norm="batch")), r"BatchNorm mixes images.*--critic.norm"),
-        (lambda: replace(recipes.blog(), loss=LossRecipe(objective="vanilla")), r"ends in a sigmoid"),
-        (lambda: replace(recipes.paper(), data=DataRecipe(crop=16)), r"--crop 16 is too small.*24"),
+        (lambda: replace(presets.paper(), critic=CriticRecipe(norm="batch")), r"BatchNorm mixes images.*--critic.norm"),
+        (lambda: replace(presets.blog(), loss=LossRecipe(objective="vanilla")), r"ends in a sigmoid"),
+        (lambda: replace(presets.paper(), data=DataRecipe(crop=16)), r"--crop 16 is too small.*24"),
         (lambda: LossRecipe(content_weight=0), r"content_weight, pixel_weight and frequency_weight"),
         (lambda: LossRecipe(adversarial_from=5), r"adversarial_from is 5"),
         (lambda: AdamRecipe(gradient_clip=-1), r"gradient_clip is -1"),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deblur.config.recipes import fidelity
+from deblur.config.presets import fidelity
 from deblur.inference.tiles import MARGIN
 from deblur.models.build import build_generator
 from deblur.models.fast_unet import FastUNet

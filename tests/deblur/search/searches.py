@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.search.config import TuneSettings
 from deblur.search.record import Search, State, Trial
 from deblur.search.space import Space, space_of
 from deblur.training.run import Origin
 
-DEMO = recipes.demo()
+DEMO = presets.demo()
 ORIGIN = Origin(dataset="dataset", features="features")
 
 

@@ -9,13 +9,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cluster.errors import InputError
-from deblur.config import recipes
+from deblur.config import presets, recipes
 from deblur.config.recipes import CriticRecipe, LossRecipe, Objective, by_flag, with_flags
 from deblur.search.config import TuneSettings
 from deblur.search.space import PARAMETERS, contains, describe, read_points, space_of
 from deblur.search.study import Study
 
-PAPER = recipes.paper()
+PAPER = presets.paper()
 TUPLES = [name for name, value in by_flag(PAPER).items() if isinstance(value, tuple)]
 
 
@@ -32,9 +32,9 @@ def test_the_default_space_of_the_paper() -> None:
     }
 
 
-@pytest.mark.parametrize("name", recipes.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_every_presets_default_space_contains_the_preset_and_only_valid_recipes(name: str) -> None:
-    recipe = recipes.PRESETS[name]()
+    recipe = presets.PRESETS[name]()
     space = space_of(recipe, [])
     assert contains(space, {name: by_flag(recipe)[name] for name in space})
     study = Study(TuneSettings(recipe=recipe), space)
@@ -43,10 +43,10 @@ def test_every_presets_default_space_contains_the_preset_and_only_valid_recipes(
 
 
 def test_what_a_recipe_switches_off_is_not_searched() -> None:
-    space = space_of(recipes.blog(), [])
+    space = space_of(presets.blog(), [])
     assert "penalty_weight" not in space
     assert {"wgan-gp", "vanilla"}.isdisjoint(space["objective"].choices)
-    assert set(space_of(recipes.fidelity(), [])) == {"generator_lr"}
+    assert set(space_of(presets.fidelity(), [])) == {"generator_lr"}
 
 
 def test_given_flags_fix_and_items_narrow_add_and_fix() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from deblur.config import recipes
+from deblur.config import presets
 from deblur.search.config import Metric, TuneSettings
 from deblur.search.record import State, Trial
 from deblur.search.space import contains
@@ -27,7 +27,7 @@ SPACE = {
 
 
 def study(trials: Sequence[Trial] = (), seed: int = 0, reduction: int = 2, **settings: Any) -> Study:
-    recipe = replace(recipes.demo(), seed=seed)
+    recipe = replace(presets.demo(), seed=seed)
     return Study(TuneSettings(recipe=recipe, grace_images=100, reduction=reduction, **settings), SPACE, trials)
 
 

@@ -22,7 +22,8 @@ import torch
 from cluster.errors import Diverged, InputError
 from cluster.storage import open_store
 from cluster.sync import Intervals, Rank, Sync
-from deblur.config.recipes import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
+from deblur.config.presets import paper
+from deblur.config.recipes import CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
 from deblur.data.index import read_index
 from deblur.data.loader import Batch, batches
 from deblur.training import job, loop

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from deblur.config.recipes import AdamRecipe, DataRecipe, paper
+from deblur.config.presets import paper
+from deblur.config.recipes import AdamRecipe, DataRecipe
 from deblur.training.schedule import ema_decay, lr_factor, settings_at
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.sync import Rank
-from deblur.config.recipes import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe, paper
+from deblur.config.presets import paper
+from deblur.config.recipes import AdamRecipe, CriticRecipe, DataRecipe, GeneratorRecipe, LossRecipe, Recipe
 from deblur.data.plan import lanes_of
 from deblur.models.build import build_critic, build_generator
 from deblur.models.vgg import load_features
