@@ -112,7 +112,7 @@ class Web:
             response = _rejection(error)
         except Exception:
             _log.exception("restoring a picture failed")
-            message = "The picture could not be restored now; send it again."
+            message = "The picture could not be processed now; send it again."
             response = PlainTextResponse(message, 503, {"Retry-After": str(Limits.retry_after_s)})
         finally:
             self._running -= 1

@@ -6,6 +6,7 @@ import re
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cluster.errors import InputError
-from cluster.storage import open_store
+from cluster.storage import absolute, open_store
 from deblur.data.formats import is_picture, missing_reader
 
 LIST_FILE = re.compile(r".*(train|test|val)_?list\.txt", re.IGNORECASE)
 """A file of RealBlur that lists the pairs of a split."""
+# Of a file, a damaged or encrypted member of a zip, and a damaged one of a tar.
+_UNREADABLE = (OSError, KeyError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
 
 
@@ -49,16 +52,31 @@ class File:
     def is_local(self) -> bool:
         return "://" not in self.root
 
+    def absolute(self) -> "File":
+        """With an absolute root, for another process."""
+        return File(absolute(self.root), self.key)
+
     def read(self) -> bytes:
-        if is_archive(self.root):
-            return _archive(self.root).read(self.key)
-        return Path(self.root, self.key).read_bytes() if self.is_local else _bucket(self.root).get(self.key)
+        """Raises InputError if it is a local file that cannot be read, and what the store raises for a bucket."""
+        if not self.is_local:
+            return _bucket(self.root).get(self.key)
+        try:
+            return _archive(self.root).read(self.key) if is_archive(self.root) else self._path.read_bytes()
+        except _UNREADABLE as error:
+            raise InputError(f"{self}: cannot be read ({error}); replace or remove it") from error
 
     def open(self) -> IO[bytes]:
-        """For reading a part, like the header of a picture, where that is possible."""
-        if self.is_local and not is_archive(self.root):
-            return Path(self.root, self.key).open("rb")
-        return io.BytesIO(self.read())
+        """For reading a part, like the header of a picture, where that is possible. Raises like `read`."""
+        if not self.is_local or is_archive(self.root):
+            return io.BytesIO(self.read())
+        try:
+            return self._path.open("rb")
+        except _UNREADABLE as error:
+            raise InputError(f"{self}: cannot be read ({error}); replace or remove it") from error
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.root, self.key)
 
 
 def walk(root: str) -> Files:
@@ -70,13 +88,19 @@ def walk(root: str) -> Files:
         return sort_files(_bucket(root).list())
     if is_archive(root):
         return sort_files(_archive(root).keys())
+    if Path(root).is_file():
+        raise InputError(f"{root}: is a file; expected a folder, a zip, or a tar without compression")
     if not Path(root).is_dir():
         raise InputError(f"{root}: no such folder")
     found = []
-    for folder, inside, names in os.walk(root, followlinks=True):
+    for folder, inside, names in os.walk(root, onerror=_refuse, followlinks=True):
         _refuse_loops(Path(folder), inside)
         found += [Path(folder, name).relative_to(root).as_posix() for name in names]
     return sort_files(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be listed ({error}); change its permissions, or remove it") from error
 
 
 def is_archive(root: str) -> bool:
@@ -135,7 +159,7 @@ class _Archive:
             self._read = {i.filename: partial(archive.read, i) for i in archive.infolist() if not i.is_dir()}
         else:
             tar = tarfile.open(path, "r:")  # noqa: SIM115  # stays open, like the zip
-            files = [member for member in tar.getmembers() if member.isfile()]
+            files = [member for member in tar.getmembers() if not member.isdir()]  # links are followed
             self._read = {member.name.removeprefix("./"): partial(_of_tar, tar, member) for member in files}
 
     def keys(self) -> Iterable[str]:
@@ -148,7 +172,8 @@ class _Archive:
 
 def _of_tar(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
-    assert file, "it is a file"
+    if file is None:
+        raise KeyError(f"{member.name} is no file")
     return file.read()
 
 

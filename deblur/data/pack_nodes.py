@@ -94,8 +94,9 @@ def _check_access(splits: Mapping[str, Sequence[Source]], settings: PackSettings
     """Raises InputError if a node cannot read the first picture, or cannot write."""
     from cluster.on_ray.launch import check_nodes_can_access  # needs Ray
 
-    if not is_archive(settings.source):
-        place = absolute(next(source.place for sources in splits.values() for source in sources))
+    first = next(source for sources in splits.values() for source in sources)
+    for file in {file.root: file for file in first.files}.values():
+        place = file.root if is_archive(file.root) else str(file)
         check_nodes_can_access(place, absolute(settings.out), _placement(settings), "the pictures and --out")
 
 
@@ -106,9 +107,9 @@ def _placement(settings: PackSettings) -> Placement:
 
 def _identity(splits: Mapping[str, Sequence[Source]], settings: PackSettings) -> str:
     """Of the parts: those of other settings or pairs are not used."""
-    keys = {name: [source.key for source in sources] for name, sources in splits.items()}
+    files = {name: [list(map(str, source.files)) for source in sources] for name, sources in splits.items()}
     same = replace(settings, nodes=None, wait_s=0, shard_mb=1, overwrite=False, max_bad_share=0)
-    return sha256(json.dumps([asdict(same), keys], default=str).encode())[:16]
+    return sha256(json.dumps([asdict(same), files], default=str).encode())[:16]
 
 
 def _pack_chunks(
@@ -188,7 +189,8 @@ def _pack(parts: Store, chunk: Chunk) -> dict[str, Any]:
             pngs += sample.blurred_png + sample.sharp_png
     parts.put(f"{chunk.name}.pngs", bytes(pngs))
     content = {"samples": rows, "bad": bad}
-    parts.put(f"{chunk.name}.json", json.dumps(content).encode())
+    if not bad:  # or packed again next time, when pictures may have been repaired
+        parts.put(f"{chunk.name}.json", json.dumps(content).encode())
     return content
 
 

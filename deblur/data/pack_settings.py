@@ -60,6 +60,8 @@ class PackSettings:
         given = [bool(self.source), self.blurred is not None or self.sharp is not None, self.pairs is not None]
         if sum(given) != 1 or (self.blurred is None) != (self.sharp is None):
             raise InputError("give one of SOURCE, --blurred DIR with --sharp DIR, and --pairs FILE")
+        if self.layout != "auto" and not self.source:
+            raise InputError(f"--layout {self.layout} is for SOURCE; remove it")
         if not self.out and not self.check:
             raise InputError("--out is missing: the root of the dataset, a folder or s3://bucket/prefix")
         if not 0 <= self.max_bad_share < 1:
@@ -75,6 +77,11 @@ class PackSettings:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
         if self.step is not None and (self.cut is None or self.step > self.cut):
             raise InputError(f"--step {self.step} needs a --cut of at least that, so that squares leave no gaps")
+
+    @property
+    def named(self) -> str:
+        """Where the pictures are from, for messages."""
+        return self.source or str(self.pairs or f"{self.blurred} and {self.sharp}")
 
     @property
     def squares(self) -> tuple[int, int] | None:

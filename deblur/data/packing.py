@@ -23,7 +23,8 @@ from deblur.data.sources import COMPARED, Source, checked_sources, refuse_bad
 
 GOPRO_COUNTS = {"train": 2103, "test": 1111}  # of the complete GOPRO_Large
 _THREADS = 4
-_OURS = re.compile(rf"(pack-\d+/)?({PARTS}/\w+/)?(train|validation|test)/\d{{6}}\.(tar|npz|pngs|json)")
+_SHARD = r"(train|validation|test)/\d{6}"
+_OURS = re.compile(rf"(pack-\d+/)?{_SHARD}\.(tar|npz)|{PARTS}/\w+/{_SHARD}\.(pngs|json)")
 
 
 def pack(settings: PackSettings) -> Index:
@@ -33,12 +34,8 @@ def pack(settings: PackSettings) -> Index:
     at the end, naming all of them.
     """
     store = open_store(settings.out)
+    old = _existing(store, settings.overwrite)
     splits, made = checked_sources(settings)
-    old: Index | None = None
-    if INDEX in store.list(INDEX):
-        if not settings.overwrite:
-            raise InputError(f"{join(store.url, INDEX)}: a dataset exists; choose another --out, or add --overwrite")
-        old = _existing(store)
     folder = "" if old is None else next(name for name in ("pack-1", "pack-2") if name != old.folder)
     shards = open_store(join(store.url, folder)) if folder else store
     bad: list[str] = []
@@ -55,14 +52,23 @@ def pack(settings: PackSettings) -> Index:
 
 def check(settings: PackSettings) -> str:
     """Looks for everything that packing would refuse before its first write. Raises InputError; returns a summary."""
+    if settings.out:
+        _existing(open_store(settings.out), settings.overwrite)
     splits, made = checked_sources(settings)
     counts = ", ".join(f"{name} {len(sources):,}" for name, sources in splits.items())
     compared = "" if made["layout"] in (SAMPLES, "photographs") else f"; compared the sides of up to {COMPARED} pairs"
     return f"nothing wrong found: {counts}{compared}"
 
 
-def _existing(store: Store) -> Index | None:
-    """The dataset that is replaced; None if its index is damaged, so that no shard of it can be used."""
+def _existing(store: Store, overwrite: bool) -> Index | None:
+    """The dataset that is replaced; None if there is none, or if its index is damaged, which makes it useless.
+
+    Raises InputError if there is one that must not be replaced.
+    """
+    if INDEX not in store.list(INDEX):
+        return None
+    if not overwrite:
+        raise InputError(f"{join(store.url, INDEX)}: a dataset exists; choose another --out, or add --overwrite")
     try:
         return read_index(store)
     except DamagedError:
@@ -137,9 +143,7 @@ def _delete_stale_objects(store: Store, index: Index) -> None:
     """Deletes what an earlier or interrupted pack left: parts, and shards and tables that are not of this index."""
     shards = [shard for split in index.splits.values() for shard in split.shards]
     mine = {f"{index.folder}/{name}".lstrip("/") for shard in shards for name in (shard.name, shard.table)}
-    for key in store.list(""):
-        if _OURS.fullmatch(key) and key not in mine:
-            store.delete(key)
+    store.delete(*(key for key in store.list("") if _OURS.fullmatch(key) and key not in mine))
 
 
 def summary(index: Index) -> str:

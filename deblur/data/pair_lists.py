@@ -1,15 +1,16 @@
 """Pairs that a file lists: RealBlur's lists, and tables of one's own."""
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from cluster.errors import InputError
+from cluster.storage import absolute
 from deblur.data.files import LIST_FILE, File, Files
-from deblur.data.pairs import Found, Pair, distinct, key_of
-
-_SPLITS = {"": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
+from deblur.data.names import side_of
+from deblur.data.pairs import SPLITS, Found, Pair, distinct, key_of
 
 
 def read_table(path: Path) -> Found:
@@ -24,10 +25,10 @@ def read_table(path: Path) -> Found:
     for place, row in _rows(path):
         if not row.get("blurred") or not row.get("sharp"):
             raise InputError(f"{place}: expected the columns blurred and sharp, and perhaps split and scene")
-        split = _SPLITS.get((row.get("split") or "").strip().lower())
+        split = SPLITS.get((row.get("split") or "train").strip().lower())
         if not split:
             raise InputError(f"{place}: the split is {row['split']!r}; expected train, validation or test")
-        sides = [File(str(path.parent), row[side]) for side in ("blurred", "sharp")]
+        sides = [File(absolute(path.parent), row[side]) for side in ("blurred", "sharp")]
         for file in sides:
             if not Path(file.root, file.key).is_file():
                 raise InputError(f"{place}: no such file {file}")
@@ -44,8 +45,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not a text file in UTF-8 ({error})") from error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    for nth, row in enumerate(csv.DictReader(text.splitlines(), delimiter=delimiter), 2):
+    lines = text.splitlines()
+    semicolons = ";" in "".join(lines[:1])  # of spreadsheets where the comma is for decimals
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if semicolons else ","
+    for nth, row in enumerate(csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True), 2):
         yield f"{path}: line {nth}", row
 
 
@@ -58,7 +61,7 @@ def read_list_files(root: str, files: Files) -> dict[str, list[Pair]]:
     for name in files.lists:
         match = LIST_FILE.fullmatch(PurePosixPath(name).name)
         assert match, "it was found by this pattern"
-        split = _SPLITS[match[1].lower()]
+        split = SPLITS[match[1].lower()]
         if split in splits:
             raise InputError(f"{root}: has two lists for {split} ({', '.join(files.lists)}); keep one, or use --pairs")
         pairs = []
@@ -79,10 +82,19 @@ def read_list_files(root: str, files: Files) -> dict[str, list[Pair]]:
 
 def _pair(blurred: File, sharp: File, scene: str, place: str) -> Pair:
     """Without a scene it is the folder of the sharp picture (of RealBlur the one above gt), or its numbered name's."""
-    if blurred == sharp:
+    if os.path.normpath(blurred.key) == os.path.normpath(sharp.key):
         raise InputError(f"{place}: {sharp.key} is on both sides")
+    for file, expected in ((blurred, "blurred"), (sharp, "sharp")):
+        side = side_of(file)
+        if side not in (None, expected):
+            raise InputError(f"{place}: {file.key} is {side} by its name, but listed as {expected}; swap the sides")
     name = PurePosixPath(sharp.key).with_suffix("")
     if not scene:
         above = [part for part in name.parent.parts if part.lower() not in ("gt", "sharp", "target", "..", ".", "/")]
         scene = "-".join(above) or re.sub(r"[-_]\d+$", "", name.name)
-    return Pair(key=key_of(str(name).lstrip("./")), scene=scene, blurred=blurred, sharp=sharp)
+    return Pair(
+        key=key_of(str(PurePosixPath(blurred.key).with_suffix("")).lstrip("./")),
+        scene=scene,
+        blurred=blurred,
+        sharp=sharp,
+    )

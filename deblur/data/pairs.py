@@ -45,6 +45,8 @@ class Found:
     """Number of hidden files, and of those that operating systems leave."""
 
 
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+"""Our names of the splits, by those of others."""
 Keyed = TypeVar("Keyed", Pair, SharpPicture)
 _TITLES = {"flat": "A/B tree", "table": "table", "list": "list files", "folders": "two folders"}
 

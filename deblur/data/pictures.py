@@ -38,13 +38,15 @@ def open_picture(source: bytes | IO[bytes], name: str, max_pixels: int | None = 
     width, height = picture.size
     if width * height > max_pixels:
         size = f"{width}x{height} is over the limit of {max_pixels} pixels"
-        raise TooLarge(f"{name}: {size}; scale it down, or raise --max-megapixels")
+        raise TooLarge(f"{name}: {size}; scale it down")
     return picture
 
 
 def upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
     """(width, height) after the EXIF orientation is applied."""
     width, height = picture.size
+    if picture.format == "TIFF":  # Pillow has turned it already
+        return width, height
     try:
         turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
     except Exception:  # damaged EXIF raises many kinds of errors; it is ignored when decoding, too

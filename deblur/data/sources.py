@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import InputError
+from cluster.storage import absolute
 from deblur.data import layouts, pair_lists, pictures, sample_set
 from deblur.data.alignment import misalignment
 from deblur.data.blur import BlurSettings
@@ -37,8 +38,8 @@ class Source:
 
     key: str
     scene: str
-    place: str
-    """One of its files."""
+    files: tuple[File, ...]
+    """From which it is read."""
     read: Callable[[], tuple[Picture, Picture]] = field(compare=False)
 
 
@@ -58,15 +59,20 @@ def checked_sources(settings: PackSettings) -> tuple[dict[str, list[Source]], di
 
 def misaligned(sources: Sequence[Source]) -> list[str]:
     """A line for each pair whose sides do not match; those that do not decode are left to packing."""
-    problems = []
+    problems, identical = [], []
     for source in sources:
         try:
             blurred, sharp = source.read()
         except InputError:
             continue
-        if blurred.pixels.shape == sharp.pixels.shape and (what := misalignment(blurred.pixels, sharp.pixels)):
-            problems.append(f"{blurred.name} and {sharp.name}: {what}")
-    return problems
+        if blurred.pixels.shape != sharp.pixels.shape:
+            continue
+        pair = f"{blurred.name} and {sharp.name}"
+        if what := misalignment(blurred.pixels, sharp.pixels):
+            problems.append(f"{pair}: {what}")
+        if np.array_equal(blurred.pixels, sharp.pixels):
+            identical.append(f"{pair}: both sides are the same")
+    return problems + (identical if len(identical) == len(sources) else [])
 
 
 def refuse_bad(bad: Sequence[str], count: int, max_share: float) -> None:
@@ -98,7 +104,9 @@ def _sources_of(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[s
             made |= _blur_of(settings)
         splits = _with_validation(splits, settings.validation_scenes, settings.seed)
     if not splits.get("train"):
-        raise InputError(f"{settings.source}: no training pairs found")
+        raise InputError(
+            f"{settings.named}: no training pairs found, only of {' and '.join(splits)}; give the folder above"
+        )
     order = np.random.default_rng([settings.seed, len(splits["train"])]).permutation(len(splits["train"]))
     return splits | {"train": [splits["train"][i] for i in order]}, made
 
@@ -108,22 +116,24 @@ def found_in(settings: PackSettings) -> Found:
     if settings.pairs:
         return pair_lists.read_table(settings.pairs)
     if settings.blurred and settings.sharp:
-        return layouts.match_folders(settings.blurred, settings.sharp)
-    return layouts.find(settings.source, settings.layout, settings.blur)
+        return layouts.match_folders(absolute(settings.blurred), absolute(settings.sharp))
+    return layouts.find(absolute(settings.source), settings.layout, settings.blur)
 
 
 def _read_layout(settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
     found = found_in(settings)
     print(describe(found), flush=True)
+    if settings.blur and found.layout in ("photographs", "combined", "list", "table", "folders"):
+        raise InputError(
+            f"--blur {settings.blur}: {settings.named} has no blurred pictures to choose from; remove --blur"
+        )
     if found.layout == "photographs":
-        if settings.blur:
-            raise InputError(f"--blur {settings.blur}: {settings.source} has no blurred pictures; remove --blur")
         variants = range(settings.blurs_per_photo)
         return found.layout, {
             "train": [_photograph_source(p, settings, variant) for p in found.photographs for variant in variants]
         }
     if settings.adds_other_blur:
-        raise InputError(f"{settings.source}: has blurred pictures; remove --blur-model and --blurs-per-photo")
+        raise InputError(f"{settings.named}: has blurred pictures; remove --blur-model and --blurs-per-photo")
     if found.layout == "combined":
         return found.layout, {name: list(map(_combined_source, pairs)) for name, pairs in found.splits.items()}
     pairs = list(chain.from_iterable(found.splits.values()))
@@ -148,9 +158,10 @@ def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> 
 
 
 def _pair_source(pair: Pair) -> Source:
-    return Source(
-        key=pair.key, scene=pair.scene, place=str(pair.sharp), read=lambda: (_read(pair.blurred), _read(pair.sharp))
-    )
+    def read() -> tuple[Picture, Picture]:
+        return _read(pair.blurred), _read(pair.sharp)
+
+    return Source(key=pair.key, scene=pair.scene, files=(pair.blurred, pair.sharp), read=read)
 
 
 def _combined_source(pair: Pair) -> Source:
@@ -163,7 +174,7 @@ def _combined_source(pair: Pair) -> Source:
         blurred, sharp = (Picture(name=both.name, pixels=np.ascontiguousarray(half)) for half in halves)
         return blurred, sharp
 
-    return Source(key=pair.key, scene=pair.scene, place=str(pair.sharp), read=read)
+    return Source(key=pair.key, scene=pair.scene, files=(pair.blurred, pair.sharp), read=read)
 
 
 def _blur_of(settings: PackSettings) -> dict[str, Any]:
@@ -190,13 +201,13 @@ def _photograph_source(photograph: SharpPicture, settings: PackSettings, variant
             blurred = motion_blurred(sharp.pixels, [*seed, variant] if variant else seed)
         return Picture(name=f"{sharp.name} (blurred)", pixels=blurred), sharp
 
-    return Source(key=key, scene=photograph.key, place=str(photograph.file), read=read)
+    return Source(key=key, scene=photograph.key, files=(photograph.file,), read=read)
 
 
 def _sample_sources(split: str) -> list[Source]:
     def source(found: sample_set.BlurredPhotograph) -> Source:
         both = Picture(name=found.key, pixels=found.blurred), Picture(name=found.key, pixels=found.sharp)
-        return Source(key=found.key, scene=found.scene, place=found.key, read=lambda: both)
+        return Source(key=found.key, scene=found.scene, files=(), read=lambda: both)
 
     return [source(found) for found in sample_set.blurred_photographs(split)]
 

@@ -22,6 +22,7 @@ from cluster.storage import Store, absolute, join, open_store
 from deblur.data.files import not_taken, sort_files
 from deblur.data.formats import SUFFIXES, is_picture, missing_reader, restored_name
 from deblur.data.photographs import read_photograph
+from deblur.data.pictures import TooLarge
 from deblur.inference.photograph import write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, RAMP, TILE, restore_picture
 from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
@@ -112,6 +113,8 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
                 generator, data, photo.place, suffix, device, settings.tile, int(settings.max_megapixels * 1e6)
             )
             store(settings.out).put(photo.target, restored)
+        except TooLarge as error:
+            return f"{error}, or raise --max-megapixels"
         except InputError as error:
             return str(error)
         except torch.OutOfMemoryError:

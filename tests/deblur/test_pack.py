@@ -55,7 +55,7 @@ def gopro(tmp_path: Path) -> Path:
 
 
 def hash_of(*parts: object) -> int:
-    return int.from_bytes("".join(map(str, parts)).encode(), "little") % 2**31
+    return zlib.crc32("/".join(map(str, parts)).encode())
 
 
 def write(path: Path, pixels: np.ndarray, **options: object) -> None:
@@ -430,7 +430,8 @@ def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_complete(gopro: 
 def test_both_sides_are_turned_by_their_own_orientation(tmp_path: Path) -> None:
     """One side stored upright, the other turned by 180 or 90 degrees with an EXIF orientation that says so."""
     sharp = np.array(PIL.Image.fromarray(picture(1, 12, 16)).resize((200, 140)))
-    for name, orientation, stored in (("1", 3, sharp[::-1, ::-1]), ("2", 6, np.rot90(sharp)), ("3", 1, sharp)):
+    soft = uniform_filter1d(sharp, 3, axis=1)
+    for name, orientation, stored in (("1", 3, soft[::-1, ::-1]), ("2", 6, np.rot90(soft)), ("3", 1, soft)):
         exif = PIL.Image.Exif()
         exif[0x112] = orientation
         write(tmp_path / "in" / "A" / f"{name}.png", np.ascontiguousarray(stored), exif=exif)
@@ -438,13 +439,14 @@ def test_both_sides_are_turned_by_their_own_orientation(tmp_path: Path) -> None:
     index = packed(tmp_path / "in", tmp_path / "out", validation_scenes=0)
     dataset, split = Dataset(open_store(tmp_path / "out"), index), index.splits["train"]
     for blurry, crisp in pairs_of(dataset, split, range(3), 1):
-        assert np.array_equal(blurry, crisp)
+        assert np.array_equal(blurry, soft)
+        assert np.array_equal(crisp, sharp)
 
 
 def test_grey_pictures_of_16_bits_keep_their_brightness(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 60 * 70).reshape(60, 70).astype(np.uint16)
-    for side in "AB":
-        write(tmp_path / "in" / side / "1.png", grey)
+    write(tmp_path / "in" / "A" / "1.png", grey)
+    write(tmp_path / "in" / "B" / "1.png", 65535 - grey)
     index = packed(tmp_path / "in", tmp_path / "out", validation_scenes=0)
     ((blurry, _),) = pairs_of(Dataset(open_store(tmp_path / "out"), index), index.splits["train"], range(1), 1)
     assert np.array_equal(blurry[..., 0], (grey / 257).round())
@@ -521,7 +523,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--out", "x"], "error: nowhere: no such folder"),
+        (["nowhere", "--out", "x"], "nowhere: no such folder"),
         (["samples", "--out", "x", "--step", "9"], "needs a --cut"),
     ],
 )

@@ -8,6 +8,7 @@ const KINDS = {
   "image/heic": ["HEIC", "heic"],
   "image/heif": ["HEIF", "heif"],
 };
+const TYPES = { heic: "image/heic", heif: "image/heif", hif: "image/heif", avif: "image/avif" };
 const NOT_EVERYWHERE = ["image/avif", "image/heic", "image/heif"]; // types that some browsers cannot show
 const MEGABYTE = 2 ** 20;
 const MAX_ATTEMPTS = 5; // for one picture while the service is busy
@@ -44,7 +45,7 @@ async function begin(file) {
     await checkSize(file, part("blurred"));
     signal.throwIfAborted();
     layOut(file);
-    const restored = await restore(file, signal);
+    const restored = await send("restore", file, signal);
     await load(part("restored"), restored, work);
     signal.throwIfAborted();
     showResult(file, restored.type);
@@ -78,14 +79,12 @@ async function loadBlurred(file, work) {
     await load(part("blurred"), file, work);
   } catch (error) {
     if (!NOT_EVERYWHERE.includes(typeOf(file))) throw error;
-    const answer = await post("decode", file, work.stop.signal);
-    if (answer.status !== 200) throw await errorOf(answer);
-    await load(part("blurred"), answer.response, work);
+    await load(part("blurred"), await send("decode", file, work.stop.signal), work);
   }
 }
 
 /** The media type; by the ending where the operating system does not know it, as HEIC on Linux and Windows. */
-const typeOf = (file) => file.type || `image/${file.name.split(".").pop().toLowerCase()}`;
+const typeOf = (file) => file.type || TYPES[file.name.split(".").pop().toLowerCase()] || "";
 
 // Checks before the upload
 
@@ -122,10 +121,10 @@ const listed = (types) =>
 
 // The service
 
-/** The restored picture, a Blob. Retries after the time the service asks for while it is busy (503). */
-async function restore(file, signal) {
+/** The restored or decoded picture, a Blob. Retries after the time the service asks for while it is busy (503). */
+async function send(path, file, signal) {
   for (let attempt = 1; ; attempt++) {
-    const answer = await post("restore", file, signal);
+    const answer = await post(path, file, signal);
     if (answer.status === 200 && answer.response.type in KINDS) return answer.response;
     if (answer.status !== 503 || attempt === MAX_ATTEMPTS) throw await errorOf(answer);
     await countDown(Number(answer.getResponseHeader("Retry-After")) || WAIT_S, signal);

@@ -21,6 +21,7 @@ from deblur.data.loader import pairs_of
 from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import pack
 from deblur.data.photographs import read_photograph
+from deblur.data.pictures import open_picture, upright_size
 from deblur.inference.bulk import plan, restore_file
 
 UPRIGHT = np.ascontiguousarray(skimage.data.astronaut()[:160, 100:340])
@@ -105,6 +106,18 @@ def test_files_of_several_pictures_are_refused_whatever_their_format(kind: str) 
     frames[0].save(data, kind, save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match="x: holds 3 pictures"):
         read_photograph(data.getvalue(), "x")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_in_the_header_is_that_of_the_upright_picture(kind: str, orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x112] = orientation
+    data = io.BytesIO()
+    PIL.Image.fromarray(UPRIGHT).save(data, kind, exif=exif.tobytes())
+    height, width, _ = read_photograph(data.getvalue(), "x").pixels.shape
+    assert upright_size(open_picture(data.getvalue(), "x")) == (width, height)
+    assert (height, width) == (UPRIGHT.shape[:2] if orientation in (1, 3) else UPRIGHT.shape[1::-1])
 
 
 def test_the_service_accepts_what_phones_and_browsers_make() -> None:

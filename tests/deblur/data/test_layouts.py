@@ -1,6 +1,7 @@
 """Layouts of public datasets, in the shape in which they are published, and trees that are nearly one."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ def test_scenes_are_folders_or_the_names_of_numbered_files(tmp_path: Path) -> No
     assert scenes == {
         "GOPRO_Large": {"GOPR0372_07_00", "GOPR0374_11_00"},
         "REDS": {"000", "001"},
-        "MPRNet": {"GoPro"},
+        "MPRNet": {"GOPR0372_07_00"},
         "DVD": {"720p_240fps_1", "IMG_0001"},
     }
 
@@ -239,12 +240,14 @@ def test_a_table_says_everything(tmp_path: Path, suffix: str, delimiter: str) ->
         (["input,target", "1.png,2.png"], "line 2: expected the columns blurred and sharp"),
         (["blurred,sharp,split", "1.png,2.png,holdout"], "line 2: the split is 'holdout'"),
         (["blurred,sharp", "1.png,2.png", "2.png,2.png"], "line 3"),
-        (["blurred,sharp", "1.png,2.png", "3.png,2.png"], "same key"),
+        (["blurred,sharp", "1.png,2.png", "1.png,3.png"], "same key"),
+        (["blurred,sharp", "1.png,./1.png"], "is on both sides"),
+        (["blurred,sharp", "sharp/4.png,blur/4.png"], "is sharp by its name, but listed as blurred"),
         (["blurred,sharp"], "has no pairs"),
     ],
 )
 def test_a_wrong_table_is_refused_by_line(tmp_path: Path, rows: list[str], message: str) -> None:
-    make(tmp_path, "1.png", "2.png", "3.png")
+    make(tmp_path, "1.png", "2.png", "3.png", "sharp/4.png", "blur/4.png")
     (tmp_path / "pairs.csv").write_text("\n".join(rows))
     with pytest.raises(InputError, match=message):
         read_table(tmp_path / "pairs.csv")
@@ -281,6 +284,31 @@ NEARLY: dict[str, list[str]] = {
     "HIDE without GT for one": ["train/1.png", "test/2.png", "GT/1.png"],
     "HIDE with a name in both splits": ["train/1.png", "test/1.png", "GT/1.png"],
     "noisy and clean": ["noisy/1.png", "clean/1.png"],
+    "words that are not known": ["soft/1.png", "soft/2.png", "crisp/1.png", "crisp/2.png"],
+    "before and after": ["x/before/1.png", "x/after/1.png", "y/before/1.png", "y/after/1.png"],
+    "source and destination": ["src/s/1.png", "src/s/2.png", "dst/s/1.png", "dst/s/2.png"],
+    "images and labels": ["images/1.jpg", "labels/1.png", "images/2.jpg", "labels/2.png"],
+    "images A and B": ["images_A/1.png", "images_B/1.png"],
+    "BasicSR's crops": ["LRbicx4/1.png", "GTmod12/1.png"],
+    "no capitals between": ["BLURimages/1.png", "GTimages/1.png"],
+    "one word": ["source/1.png", "groundtruth/2.png"],
+    "ends in and out": ["1_in.png", "1_out.png", "2_in.png", "2_out.png"],
+    "ends before and after": ["1-before.png", "1-after.png"],
+    "ends without a mark": ["1A.png", "1B.png", "2A.png", "2B.png"],
+    "begins": ["in1.png", "out1.png", "in2.png", "out2.png"],
+    "training and testing": [
+        "training/blur/1.png",
+        "training/sharp/1.png",
+        "testing/blur/2.png",
+        "testing/sharp/2.png",
+    ],
+    "train set and test set": [
+        "trainset/input/1.png",
+        "trainset/target/1.png",
+        "testset/input/2.png",
+        "testset/target/2.png",
+    ],
+    "splits in names of files": ["blur/train_1.png", "sharp/train_1.png", "blur/test_1.png", "sharp/test_1.png"],
     "degraded": ["degraded/1.png", "other/1.png"],
 }
 
@@ -289,7 +317,7 @@ NEARLY: dict[str, list[str]] = {
 def test_what_is_nearly_a_layout_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     root = make(tmp_path / "data", *NEARLY[name])
     with pytest.raises(InputError, match=r"--pairs|--layout|remove"):
-        find(str(root))
+        print(find(str(root)))
 
 
 @pytest.mark.parametrize("name", ["blur", "Blurred", "input", "blur_gamma", "A", "lq", "test", "blurry-photos"])
@@ -305,9 +333,52 @@ def test_a_scene_below_a_folder_of_blurred_pictures_is_not_taken_for_photographs
         find(str(make(tmp_path / "train_blur" / "000", "1.png")))
 
 
+@pytest.mark.parametrize(
+    "folder", ["HIDE/test/test-close-ups", "train/GoPro/input/scene01", "lq/s1", "A/s1", "blur/s/t"]
+)
+def test_a_folder_inside_one_side_or_a_test_split_is_not_taken_for_photographs(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--layout photographs"):
+        find(str(make(tmp_path / folder, "1.png")))
+
+
+@pytest.mark.parametrize("name", ["GOPRO_Large/test/S1", "Datasets/test/GoPro", "GOPRO_test"])
+def test_a_folder_inside_a_split_is_of_that_split(name: str, tmp_path: Path) -> None:
+    root = make(tmp_path / name, "blur/1.png", "sharp/1.png")
+    assert list(find(str(root)).splits) == ["test"]
+    if "/" in name:  # the name of a folder above may be chance, unless it is nothing else
+        assert list(match_folders(str(root / "blur"), str(root / "sharp")).splits) == ["test"]
+
+
+def test_named_folders_that_are_swapped_or_the_same_are_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "x", "blur/1.png", "sharp/1.png", "soft/1.png")
+    with pytest.raises(InputError, match="they are swapped"):
+        match_folders(str(root / "sharp"), str(root / "blur"))
+    with pytest.raises(InputError, match="they are swapped"):
+        match_folders(str(root / "sharp"), str(root / "soft"))
+    with pytest.raises(InputError, match="are both"):
+        match_folders(str(root / "soft"), f"{root}/x/../soft")
+
+
+def test_several_blurred_pictures_may_have_one_sharp_counterpart(tmp_path: Path) -> None:
+    make(tmp_path, "x/1.png", "x/2.png", "y/1.png")
+    (tmp_path / "pairs.csv").write_text("blurred; sharp\nx/1.png; y/1.png\nx/2.png; y/1.png\n")
+    assert {pair.key for pair in read_table(tmp_path / "pairs.csv").splits["train"]} == {"x-1", "x-2"}
+
+
+def test_pictures_in_no_list_are_counted(tmp_path: Path) -> None:
+    root = make(tmp_path / "RealBlur", "s1/gt/gt_1.png", "s1/blur/blur_1.png", "s2/gt/gt_1.png")
+    (root / "RealBlur_J_train_list.txt").write_text("s1/gt/gt_1.png s1/blur/blur_1.png\n")
+    assert describe(find(str(root))).splitlines()[1] == "not taken: 1 pictures that are in no list"
+
+
+def test_reds_as_its_zips_unpack_into_folders_of_their_names(tmp_path: Path) -> None:
+    names = ("train_blur/train/train_blur/000/0.png", "train_sharp/train/train_sharp/000/0.png")
+    assert pairs_of(find(str(make(tmp_path / "REDS", *names))), tmp_path / "REDS") == {("train", *names)}
+
+
 def test_photographs_in_folders_of_any_depth(tmp_path: Path) -> None:
-    root = make(tmp_path / "photos", "a.jpg", "2024/summer/b.JPG", "2024/album-b/c.png", "Bruges (2).png")
-    assert [x.key for x in find(str(root)).photographs] == ["2024-album-b-c", "2024-summer-b", "Bruges-(2)", "a"]
+    root = make(tmp_path / "photos", "a.jpg", "2024/summer/b.JPG", "2024/album-two/c.png", "Bruges (2).png")
+    assert [x.key for x in find(str(root)).photographs] == ["2024-album-two-c", "2024-summer-b", "Bruges-(2)", "a"]
 
 
 def test_an_archive_is_read_without_unpacking(tmp_path: Path) -> None:
@@ -328,6 +399,34 @@ def test_an_archive_is_read_without_unpacking(tmp_path: Path) -> None:
         find(str(tmp_path / "compressed.tar"))
     with pytest.raises(InputError, match=r"blur_gamma\.zip.*--layout photographs"):
         find(shutil.make_archive(str(tmp_path / "blur_gamma"), "zip", make(tmp_path / "one", "1.png")))
+
+
+def test_damaged_members_and_broken_links_are_errors_with_their_names(tmp_path: Path) -> None:
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("1.png", b"x" * 1000)
+    archive.write_bytes(archive.read_bytes().replace(b"x" * 1000, b"y" * 1000))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "2.png").symlink_to(tmp_path / "nowhere.png")
+    for root in (archive, tmp_path / "links"):
+        (photograph,) = find(str(root)).photographs
+        for read in (photograph.file.read, photograph.file.open):
+            with pytest.raises(InputError, match=rf"{photograph.file.key}: cannot be read"):
+                read()
+
+
+def test_a_tars_links_are_followed(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", "1.png")
+    (root / "1.png").write_text("content")
+    (root / "2.png").hardlink_to(root / "1.png")
+    found = find(shutil.make_archive(str(tmp_path / "photos"), "tar", root))
+    assert [photograph.file.read() for photograph in found.photographs] == [b"content"] * 2
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.7z"])
+def test_other_archives_are_refused_with_what_is_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}: is a file; expected a folder, a zip, or a tar"):
+        find(str(make(tmp_path, name) / name))
 
 
 def test_a_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:

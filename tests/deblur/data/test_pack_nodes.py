@@ -108,12 +108,16 @@ def test_parts_of_other_settings_are_not_used_and_all_are_deleted(
 
 def test_damaged_pictures_are_left_out_as_on_one_machine(photographs: Path, tmp_path: Path, nodes: list[str]) -> None:
     path = photographs / "07.png"
-    path.write_bytes(path.read_bytes()[:-300])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300])
     with pytest.raises(InputError, match=r"1 of 23 pairs are bad.*07\.png"):
-        pack(settings(photographs, tmp_path / "two", nodes=2))
+        pack(settings(photographs, tmp_path / "repaired", nodes=2))
     for name, more in (("one", {}), ("two", {"nodes": 2})):
         pack(settings(photographs, tmp_path / name, max_bad_share=0.1, **more))
     assert objects(tmp_path / "one") == objects(tmp_path / "two")
+    path.write_bytes(whole)
+    repaired = pack(settings(photographs, tmp_path / "repaired", nodes=2))
+    assert sum(split.num_samples for split in repaired.splits.values()) == 23
     splits = open_dataset(str(tmp_path / "two")).index.splits
     assert sum(split.num_samples for split in splits.values()) == 22
 
