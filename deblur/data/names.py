@@ -167,8 +167,8 @@ def refuse_splits_in_names(parsed: Sequence[Parsed]) -> None:
             if word in SPLITS:
                 first.setdefault(SPLITS[word], one.file)
     if len(first) > 1:
-        one, other = list(first.values())[:2]
-        raise InputError(f"{one} and {other} may be of different splits; move them into train/ and test/, or {ADVICE}")
+        train, test = list(first.values())[:2]
+        raise InputError(f"{train} and {test} may be of different splits; move them into train/ and test/, or {ADVICE}")
 
 
 def _is_suspicious(folder: str) -> bool:
@@ -193,5 +193,5 @@ def _refuse_twins(parsed: Sequence[Parsed]) -> None:
         for those in variants.values():
             twins = [rest for rest in those if shared[rest] > 1]
             if twins and 2 * len(twins) >= len(those):
-                one, other = [each[twins[0]] for each in variants.values() if twins[0] in each][:2]
-                raise InputError(f"{one} and {other} may be a pair; {ADVICE}")
+                first, second = [each[twins[0]] for each in variants.values() if twins[0] in each][:2]
+                raise InputError(f"{first} and {second} may be a pair; {ADVICE}")

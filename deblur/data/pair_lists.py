@@ -28,11 +28,11 @@ def read_table(path: Path) -> Found:
         split = SPLITS.get((row.get("split") or "train").strip().lower())
         if not split:
             raise InputError(f"{place}: the split is {row['split']!r}; expected train, validation or test")
-        sides = [File(absolute(path.parent), row[side]) for side in ("blurred", "sharp")]
-        for file in sides:
+        blurred, sharp = (File(absolute(path.parent), row[side]) for side in ("blurred", "sharp"))
+        for file in (blurred, sharp):
             if not Path(file.root, file.key).is_file():
                 raise InputError(f"{place}: no such file {file}")
-        pair = _pair(*sides, row.get("scene") or "", place)
+        pair = _pair(blurred, sharp, row.get("scene") or "", place)
         splits.setdefault(split, []).append(pair)
     if not splits:
         raise InputError(f"{path}: has no pairs; expected a header with blurred and sharp, then a line for each pair")
