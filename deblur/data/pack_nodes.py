@@ -80,7 +80,8 @@ def pack_on_nodes(
         grouped = groups(samples, settings.shard_mb * 1_000_000, lambda sample: sample.num_bytes)
         jobs += [ShardJob(name=shard_name(split, nth), samples=group) for nth, group in enumerate(grouped)]
     work = partial(_assembler, absolute(parts), absolute(shards.url))
-    written: dict[str, Shard] = {job.name: shard for job, shard in _run(work, jobs, settings, "shard")}
+    after_loss = _placement(settings, min_nodes=1)  # nodes that packing chunks lost are not waited for
+    written: dict[str, Shard] = {job.name: shard for job, shard in _run(work, jobs, after_loss, "shard")}
     return {
         split: Split(
             shards=tuple(written[job.name] for job in jobs if job.name.startswith(f"{split}/")),
@@ -100,9 +101,9 @@ def _check_access(splits: Mapping[str, Sequence[Source]], settings: PackSettings
         check_nodes_can_access(place, absolute(settings.out), _placement(settings), "the pictures and --out")
 
 
-def _placement(settings: PackSettings) -> Placement:
+def _placement(settings: PackSettings, min_nodes: int | None = None) -> Placement:
     assert settings.nodes is not None
-    return Placement(nodes=settings.nodes, wait_s=settings.wait_s)
+    return Placement(nodes=settings.nodes, min_nodes=min_nodes, wait_s=settings.wait_s)
 
 
 def _identity(splits: Mapping[str, Sequence[Source]], settings: PackSettings) -> str:
@@ -125,7 +126,9 @@ def _pack_chunks(
         for split, sources in splits.items()
         for first in range(0, len(sources), PAIRS_PER_CHUNK)
     ]
-    found = {chunk.name: result for chunk, result in _run(partial(_packer, parts), chunks, settings, "chunk")}
+    found = {
+        chunk.name: result for chunk, result in _run(partial(_packer, parts), chunks, _placement(settings), "chunk")
+    }
     packed: dict[str, list[Placed]] = {split: [] for split in splits}
     for chunk in chunks:
         samples, reasons = found[chunk.name]
@@ -138,12 +141,12 @@ def _pack_chunks(
 
 
 def _run(
-    make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], settings: PackSettings, unit: str
+    make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], placement: Placement, unit: str
 ) -> Iterator[tuple[Any, Any]]:
     """Each item with its result, in any order. Raises InputError for an item that could not be worked on."""
     from cluster.on_ray.tasks import for_each  # needs Ray
 
-    outcomes = for_each(make, items, _placement(settings))
+    outcomes = for_each(make, items, placement)
     for item, result in tqdm(outcomes, total=len(items), unit=unit, disable=None):
         if isinstance(result, Exception):
             raise InputError(f"{item.name}: its worker process died repeatedly ({result}); give nodes more memory")
