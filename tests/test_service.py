@@ -21,6 +21,7 @@ import skimage.data
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from deblur.app.media import ACCEPTED
 from deblur.inference.bulk import restore_file
 from deblur.models.trained import load_model
 from tests.datasets import picture
@@ -285,7 +286,7 @@ def metrics(service: str) -> dict[str, float]:
 def test_health_and_limits(service: str) -> None:
     assert get(f"{service}/healthz") == get(f"{service}/readyz") == "ok"
     limits = json.loads(get(f"{service}/limits"))
-    assert limits == {"bytes": 4_000_000, "pixels": 64_000_000, "types": ["image/jpeg", "image/png", "image/webp"]}
+    assert limits == {"bytes": 4_000_000, "pixels": 64_000_000, "types": list(ACCEPTED)}
 
 
 def test_metrics_count_requests(service: str) -> None:

@@ -139,7 +139,6 @@ class Web:
 
     async def _restore_pixels(self, picture: np.ndarray) -> np.ndarray:
         """The restored picture; its pieces share batches with those of other requests."""
-        self._metrics.add("deblur_service_pixels_total", picture.shape[0] * picture.shape[1])
         steps = restoring(picture, self._runner.has_statistics, max_pixels=self._runner.max_pixels)
         step = await _in_thread(advance, steps)
         while isinstance(step, list):
@@ -148,6 +147,7 @@ class Web:
                 step = await _in_thread(advance, steps, await asyncio.gather(*futures))
             except torch.OutOfMemoryError as error:
                 step = await _in_thread(advance, steps, error)
+        self._metrics.add("deblur_service_pixels_total", picture.shape[0] * picture.shape[1])
         return step
 
     async def _limits(self, request: Request) -> Response:
