@@ -13,7 +13,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-WORKERS ?= 2
+# More than the two cores of a small machine: a quarter of the time is waiting.
+WORKERS ?= 4
 
 .PHONY: demo test integration integration-cluster integration-other soak long gpu lint format serve monitor prometheus kubectl chromium manifests constraints clean
 
