@@ -31,7 +31,7 @@ LANES = 16
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     samples: str = option("200000,1000000,10000000", "Numbers of samples.")
-    version_1_up_to: int = option(1_000_000, "Largest number of samples for version 1, which takes 1.5 GB per million.")
+    version_1_up_to: int = option(1_000_000, "Largest number of samples for version 1, which takes 0.7 GB per million.")
     json: bool = option(False, "Print one line of JSON at the end.")
 
 

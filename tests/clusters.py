@@ -1,13 +1,17 @@
-"""Clusters of several nodes on this machine: isolated if permitted, otherwise with a warning."""
+"""Clusters of several nodes on this machine, isolated if permitted, otherwise with a warning; and jobs on them."""
 
 import contextlib
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
-from cluster.local import LocalCluster, Settings, local_cluster
+from cluster.local import LocalCluster, Settings, find_processes, local_cluster
 from cluster.rehearsal.network import can_isolate
 
 ISOLATED = can_isolate()
@@ -34,3 +38,30 @@ def two_nodes(drain_s: int, cpus_per_node: int = 1) -> Iterator[LocalCluster]:
             patch.setenv(f"RAY_health_check_{name}", value)
         with isolated_cluster(Settings(nodes=2, drain_s=drain_s, cpus_per_node=cpus_per_node)) as started:
             yield started
+
+
+def until(condition: Callable[[], Any], client: JobSubmissionClient, job: str) -> None:
+    """Waits for a condition, which must hold before the job ends."""
+    while not condition():
+        assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
+        time.sleep(0.05)
+
+
+def log_at_the_end(client: JobSubmissionClient, job: str) -> str:
+    """Waits for the end of a job."""
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.05)
+    return client.get_job_logs(job)
+
+
+def workers(cluster: LocalCluster) -> list[int]:
+    """PIDs of the processes that run tasks of cluster/on_ray/tasks.py, on all nodes."""
+    found = []
+    for process in find_processes(cluster.name):
+        try:
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:  # exited
+            continue
+        if command.startswith(b"ray::_run"):
+            found.append(process)
+    return found

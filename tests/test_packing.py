@@ -4,49 +4,21 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from cluster.local import LocalCluster, find_processes
 from cluster.storage import Store, join, open_store
 from deblur.data import pictures
 from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import pack
-from tests.clusters import two_nodes
+from tests.clusters import log_at_the_end, two_nodes, until, workers
 from tests.datasets import picture
 from tests.fault_proxy import FaultProxy, Plan
 
 COUNT = 240
 FLAGS = {"blur_model": "camera", "validation_scenes": 20, "shard_mb": 4}
-
-
-def until(condition: Callable[[], Any], client: JobSubmissionClient, job: str) -> None:
-    while not condition():
-        assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
-        time.sleep(0.05)
-
-
-def log_at_the_end(client: JobSubmissionClient, job: str) -> str:
-    while not client.get_job_status(job).is_terminal():
-        time.sleep(0.05)
-    return client.get_job_logs(job)
-
-
-def workers(cluster: LocalCluster) -> list[int]:
-    """PIDs of the workers on all nodes."""
-    found = []
-    for process in find_processes(cluster.name):
-        try:
-            command = Path(f"/proc/{process}/cmdline").read_bytes()
-        except OSError:  # exited
-            continue
-        if command.startswith(b"ray::_run"):
-            found.append(process)
-    return found
 
 
 def hashes(store: Store) -> dict[str, str]:

@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import pytest
 import torch
 from ray.job_submission import JobSubmissionClient
 
-from cluster.local import LocalCluster, find_processes
 from cluster.storage import Store, join, open_store
 from deblur.data import pictures
 from deblur.inference.bulk import restore_file
 from deblur.models.trained import load_model
-from tests.clusters import two_nodes
+from tests.clusters import log_at_the_end, two_nodes, until, workers
 from tests.datasets import picture
 from tests.fault_proxy import FaultProxy, Plan
 
@@ -38,18 +36,6 @@ def write_inputs(store: Store) -> dict[str, bytes]:
     return made
 
 
-def until(condition: Callable[[], Any], client: JobSubmissionClient, job: str) -> None:
-    while not condition():
-        assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
-        time.sleep(0.05)
-
-
-def log_at_the_end(client: JobSubmissionClient, job: str) -> str:
-    while not client.get_job_status(job).is_terminal():
-        time.sleep(0.05)
-    return client.get_job_logs(job)
-
-
 def compare(out: Store, sent: dict[str, bytes], model: Path) -> None:
     """Every output exists, and differs from this process's result by at most one level."""
     generator = load_model(str(model), CPU)
@@ -58,19 +44,6 @@ def compare(out: Store, sent: dict[str, bytes], model: Path) -> None:
         expected = PIL.Image.open(io.BytesIO(restore_file(generator, data, name, ".png", CPU)))
         found = PIL.Image.open(io.BytesIO(out.get(name)))
         assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
-
-
-def workers(cluster: LocalCluster) -> list[int]:
-    """PIDs of the workers on all nodes."""
-    found = []
-    for process in find_processes(cluster.name):
-        try:
-            command = Path(f"/proc/{process}/cmdline").read_bytes()
-        except OSError:  # exited
-            continue
-        if command.startswith(b"ray::_run"):
-            found.append(process)
-    return found
 
 
 @pytest.mark.soak

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -276,10 +277,10 @@ def test_other_paths_and_methods_are_rejected(service: str, method: str, path: s
 
 def metrics(service: str) -> dict[str, float]:
     """The metrics of the replica, summed over labels."""
-    found: dict[str, float] = {}
+    found: dict[str, float] = defaultdict(float)  # a label that was not used yet is not exported
     for family in text_string_to_metric_families(get(metrics_address(service))):
         for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+            found[sample.name] += sample.value
     return found
 
 

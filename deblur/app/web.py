@@ -60,7 +60,7 @@ class Web:
         device: torch.device | str,
         metrics: Metrics,
         *,
-        max_pixels: int = 64_000_000,
+        max_pixels: int,
         max_bytes: int,
     ) -> None:
         """`generator` in eval mode, on the device; `metrics` of the table SERVICE are kept up to date.

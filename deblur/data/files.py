@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cluster.errors import InputError
-from cluster.storage import absolute, open_store
+from cluster.storage import open_store
 from deblur.data.formats import is_picture, missing_reader
 
 LIST_FILE = re.compile(r".*(train|test|val)_?list\.txt", re.IGNORECASE)
@@ -51,10 +51,6 @@ class File:
     @property
     def is_local(self) -> bool:
         return "://" not in self.root
-
-    def absolute(self) -> "File":
-        """With an absolute root, for another process."""
-        return File(absolute(self.root), self.key)
 
     def read(self) -> bytes:
         """Raises InputError if it is a local file that cannot be read, and what the store raises for a bucket."""

@@ -50,8 +50,10 @@ def find(root: str, layout: Layout = "auto", blur: GoproBlur | None = None) -> F
     if not files.pictures:
         raise InputError(f"{root}: no pictures ({', '.join(SUFFIXES)}) and no known layout ({_EXPECTED})")
     found = _find(root, layout, files, blur)
-    unlisted = len(files.pictures) - 2 * sum(map(len, found.splits.values())) if found.layout == "list" else 0
-    others = files.others + Counter({"pictures that are in no list": unlisted})
+    others = files.others
+    if found.layout == "list":
+        listed = {file for pairs in found.splits.values() for pair in pairs for file in (pair.blurred, pair.sharp)}
+        others = others + Counter({"pictures that are in no list": len(files.pictures) - len(listed)})
     return replace(found, not_taken=others, ignored=files.ignored)
 
 
@@ -66,7 +68,7 @@ def _find(root: str, layout: Layout, files: Files, blur: GoproBlur | None) -> Fo
         for one in parsed:
             if one.side:
                 raise InputError(f"--layout combined: {one.file} is a {one.side} picture by its name; {ADVICE}")
-        return Found(layout=layout, splits=_by_split([(one, one) for one in _in_split_of(root, parsed)], root))
+        return Found(layout=layout, splits=_by_split([(one, one) for one in _in_split_of([root], parsed)], root))
     if any(one.side for one in parsed):
         return _paired(root, parsed, blur)
     refuse_what_may_be_pairs(root, parsed)
@@ -89,21 +91,22 @@ def match_folders(blurred: str, sharp: str) -> Found:
         if not files.pictures:
             raise InputError(f"{root}: no pictures in this folder (expected {', '.join(SUFFIXES)})")
         not_taken, ignored = not_taken + files.others, ignored + files.ignored
-        parsed = [replace(parse(File(root, key), sides=False), word=word) for key in files.pictures]
-        sides += _in_split_of(root, parsed)
-    splits = _by_split(_matched(sides), blurred)
+        sides += [replace(parse(File(root, key), sides=False), word=word) for key in files.pictures]
+    splits = _by_split(_matched(_in_split_of([blurred, sharp], sides)), blurred)
     return Found(layout="folders", splits=splits, not_taken=not_taken, ignored=ignored)
 
 
-def _in_split_of(root: str, parsed: list[Parsed]) -> list[Parsed]:
-    """In the split that the root is in, unless folders below it say splits."""
-    split = "" if any(one.split for one in parsed) else split_of_root(root)
-    return [replace(one, split=split) for one in parsed] if split else parsed
+def _in_split_of(roots: Sequence[str], parsed: list[Parsed]) -> list[Parsed]:
+    """In the split that a root is in, unless folders below say splits. Raises InputError if roots are in several."""
+    splits = set() if any(one.split for one in parsed) else {split_of_root(root) for root in roots} - {""}
+    if len(splits) > 1:
+        raise InputError(f"{' and '.join(roots)} are in different splits; give both sides of one, or use --pairs")
+    return [replace(one, split="".join(splits) or one.split) for one in parsed]
 
 
 def _paired(root: str, parsed: list[Parsed], blur: GoproBlur | None) -> Found:
     parsed, blurred, sharp = _sides(root, parsed, blur)
-    parsed = _in_split_of(root, parsed)
+    parsed = _in_split_of([root], parsed)
     matched = _matched(parsed)
     _refuse_mixed([one for one, _ in matched])
     parents = {PurePosixPath(one.file.key).parent.name for one, _ in matched}

@@ -145,13 +145,14 @@ def refuse_what_may_be_pairs(root: str, parsed: Sequence[Parsed]) -> None:
     for folder in (name_of(root), *(folder.name for folder in PurePosixPath(absolute(root)).parents)):
         if _word_of(folder) or (folder == name_of(root) and _is_suspicious(folder)):
             raise InputError(f"{root}: {folder} may hold one side of pairs; {ADVICE}")
+    of_root = split_of_root(root)
     for one in parsed:
         for folder in one.folders:
             if _is_suspicious(folder):
                 raise InputError(f"{one.file}: {folder} may hold one side of pairs; {ADVICE}")
         if any(map(_SUSPICIOUS.fullmatch, words_of(one.stem))):
             raise InputError(f"{one.file}: its name may say that it is one side of a pair; {ADVICE}")
-        if one.split or split_of_root(root):
+        if one.split or of_root:
             raise InputError(
                 f"{one.file}: is in a split, but nothing says which pictures are blurred; use --layout combined if "
                 "each holds both side by side, or --layout photographs if all are sharp and for training"

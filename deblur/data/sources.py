@@ -104,9 +104,8 @@ def _sources_of(settings: PackSettings) -> tuple[dict[str, list[Source]], dict[s
             made |= _blur_of(settings)
         splits = _with_validation(splits, settings.validation_scenes, settings.seed)
     if not splits.get("train"):
-        raise InputError(
-            f"{settings.named}: no training pairs found, only of {' and '.join(splits)}; give the folder above"
-        )
+        found = " and ".join(splits) or "none"
+        raise InputError(f"{settings.named}: no training pairs found (splits: {found}); give the folder above")
     order = np.random.default_rng([settings.seed, len(splits["train"])]).permutation(len(splits["train"]))
     return splits | {"train": [splits["train"][i] for i in order]}, made
 

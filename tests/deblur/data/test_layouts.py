@@ -317,7 +317,7 @@ NEARLY: dict[str, list[str]] = {
 def test_what_is_nearly_a_layout_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     root = make(tmp_path / "data", *NEARLY[name])
     with pytest.raises(InputError, match=r"--pairs|--layout|remove"):
-        print(find(str(root)))
+        find(str(root))
 
 
 @pytest.mark.parametrize("name", ["blur", "Blurred", "input", "blur_gamma", "A", "lq", "test", "blurry-photos"])
@@ -339,6 +339,14 @@ def test_a_scene_below_a_folder_of_blurred_pictures_is_not_taken_for_photographs
 def test_a_folder_inside_one_side_or_a_test_split_is_not_taken_for_photographs(folder: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--layout photographs"):
         find(str(make(tmp_path / folder, "1.png")))
+
+
+def test_one_side_may_be_outside_the_split_that_the_other_is_in(tmp_path: Path) -> None:
+    make(tmp_path, "d/test/restored/1.png", "originals/1.png", "d/train/x/1.png")
+    found = match_folders(str(tmp_path / "d" / "test" / "restored"), str(tmp_path / "originals"))
+    assert pairs_of(found, tmp_path) == {("test", "d/test/restored/1.png", "originals/1.png")}
+    with pytest.raises(InputError, match="different splits"):
+        match_folders(str(tmp_path / "d" / "test" / "restored"), str(tmp_path / "d" / "train" / "x"))
 
 
 @pytest.mark.parametrize("name", ["GOPRO_Large/test/S1", "Datasets/test/GoPro", "GOPRO_test"])
@@ -366,8 +374,9 @@ def test_several_blurred_pictures_may_have_one_sharp_counterpart(tmp_path: Path)
 
 
 def test_pictures_in_no_list_are_counted(tmp_path: Path) -> None:
-    root = make(tmp_path / "RealBlur", "s1/gt/gt_1.png", "s1/blur/blur_1.png", "s2/gt/gt_1.png")
-    (root / "RealBlur_J_train_list.txt").write_text("s1/gt/gt_1.png s1/blur/blur_1.png\n")
+    root = make(tmp_path / "RealBlur", "s1/gt/gt_1.png", "s1/blur/blur_1.png", "s1/blur/blur_2.png", "s2/gt/gt_1.png")
+    lines = [f"s1/gt/gt_1.png s1/blur/blur_{n}.png" for n in (1, 2)]
+    (root / "RealBlur_J_train_list.txt").write_text("\n".join(lines))
     assert describe(find(str(root))).splitlines()[1] == "not taken: 1 pictures that are in no list"
 
 
