@@ -106,7 +106,7 @@ def _posting(
     from deblur.app.metrics import SERVICE
     from deblur.app.web import Web
 
-    web = Web(generator, device, Metrics(SERVICE, {"replica": "0"}), max_bytes=1 << 30)
+    web = Web(generator, device, Metrics(SERVICE, {"replica": "0"}), max_pixels=picture.size, max_bytes=1 << 30)
     server = uvicorn.Server(uvicorn.Config(web.app, log_level="critical", lifespan="off"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
