@@ -30,8 +30,8 @@ from deblur.data import pictures
 from deblur.data.blur import GAMMA, BlurSettings, kernel, trajectory
 
 Range = tuple[float, float]
-SIDE = 1280  # lengths are given for pictures whose longer side has this many pixels
-SHORTEST = 3.0  # pixels, of a shake path in a picture of any size: a shorter one is no visible blur
+SIDE = 1280  # lengths are given for pictures whose longer side has at most this many pixels
+SHORTEST = 3.0  # pixels, of a shake path: a shorter one is no visible blur
 _ROWS = 48  # of the output at a time: grids and frames stay in the cache, and a large photograph takes little memory
 _SPACING = 2.5  # pixels of motion within a frame, up to which it is sampled once: beyond, edges would repeat visibly
 _EDGE = 40.0  # steepness of a mask: it is opaque about a hundredth of the picture's width from its edge
@@ -42,16 +42,17 @@ _TRANSPARENT = 0.002  # opacity below half a level of 255
 class CameraBlurSettings:
     """Ranges and shares of the random parameters; 0 switches a share off.
 
-    Lengths are pixels along the path in a picture whose longer side is 1280; they scale with that side. Ranges are
-    drawn from uniformly, lengths with short ones more often.
+    Lengths are pixels along the path in a picture whose longer side is 1280; they grow with a longer side, while a
+    smaller picture counts as a part of such a picture. Ranges are drawn from uniformly, lengths with short ones more
+    often.
     """
 
     unblurred_share: float = 0.07
     """Share of pairs without motion blur."""
-    shake_share: float = 0.5
+    shake_share: float = 0.6
     """Share of shake among blurred pairs; the others are frames."""
     shake_length: Range = (3.0, 60.0)
-    """Length of a shake path, pixels; never below 3 in a smaller picture."""
+    """Length of a shake path, pixels; at least 3."""
     dwell: Range = (0.0, 1.0)
     """Standard deviation of the logarithm of the time that a shake spends at each place of its path."""
     frames: tuple[int, int] = (7, 15)
@@ -74,21 +75,21 @@ class CameraBlurSettings:
     """Share averaged in linear light; the others are averaged as stored."""
     srgb_share: float = 0.5
     """Share with sRGB's response curve; the others have gamma 2.2."""
-    highlight_share: float = 0.5
+    highlight_share: float = 0.3
     """Share with highlights brighter than white."""
     highlight_factor: Range = (1.0, 4.0)
     """Brightness of white in linear light, relative to the value at which it is clipped."""
     highlight_threshold: float = 0.7
     """Linear light above which values are boosted, smoothly, in [0, 1)."""
-    noise_share: float = 0.3
+    noise_share: float = 0.15
     """Share with noise."""
-    read_noise: Range = (0.0, 0.01)
+    read_noise: Range = (0.0, 0.006)
     """Standard deviation of the noise that is the same everywhere, relative to white, in stored values."""
-    shot_noise: Range = (0.0, 0.01)
+    shot_noise: Range = (0.0, 0.006)
     """Standard deviation at white of the noise whose variance is proportional to the stored value."""
-    jpeg_share: float = 0.2
+    jpeg_share: float = 0.1
     """Share compressed as JPEG."""
-    jpeg_quality: tuple[int, int] = (60, 98)
+    jpeg_quality: tuple[int, int] = (75, 98)
     """Pillow's quality, both ends included."""
 
 
@@ -129,19 +130,18 @@ def camera_blurred(
 
 
 def _scale(height: int, width: int) -> float:
-    """Pixels per pixel of the settings."""
-    return max(height, width) / SIDE
+    """Pixels per pixel of the settings, at least 1."""
+    return max(1.0, max(height, width) / SIDE)
 
 
 def _length(draw: np.random.Generator, within: Range) -> float:
-    """More often short than long, as in photographs that somebody keeps: half are below an eighth of the range."""
-    return within[0] + (within[1] - within[0]) * draw.random() ** 3
+    """More often short than long, as in photographs that somebody keeps: half are below a third of the range."""
+    return float(within[0] + (within[1] - within[0]) * draw.random() ** 1.585)
 
 
 def shake_path(draw: np.random.Generator, settings: CameraBlurSettings, scale: float) -> np.ndarray:
     """complex128 [steps]: camera positions in pixels at equal times, with the dwell times of a hand."""
-    lower, upper = (max(SHORTEST, scale * length) for length in settings.shake_length)
-    length = _length(draw, (lower, upper))
+    length = scale * _length(draw, settings.shake_length)
     # The trajectory's forces are relative to pixels: a longer one would be a coil. So it is scaled up.
     path = trajectory(draw, BlurSettings(shortest=SHORTEST, longest=SHORTEST)) * (length / SHORTEST)
     steps = len(path)
