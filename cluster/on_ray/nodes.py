@@ -46,11 +46,12 @@ def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
     with contextlib.closing(_request_nodes(placement, with_gpus)) as requests:
         while True:
             _remove_orphaned_placement_groups()
-            nodes = free_nodes(placement, with_gpus)
             now = time.monotonic()
             early = now - start < min(SETTLE_S, placement.wait_s)
-            # Nodes of a group that has just ended become free in a moment, and must not be requested.
+            # Nodes of a group that has just ended become free in a moment, and must not be requested. Whether any is
+            # busy is asked first: one that becomes free between the two questions would be overlooked.
             settled = settled or not early or not _any_busy()
+            nodes = free_nodes(placement, with_gpus)
             # All are requested, even where fewer suffice: nodes that are already on their way allow more ranks.
             if autoscales and settled and len(nodes) < placement.nodes:
                 next(requests)

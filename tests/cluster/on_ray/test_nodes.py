@@ -1,4 +1,4 @@
-"""Missing nodes are requested from an autoscaler."""
+"""Which nodes ranks start on, and that missing ones are requested from an autoscaler."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.util.placement_group import placement_group_table
 
 from cluster.local import MARK, RAY, free_port, kill_processes
-from cluster.on_ray import launch
+from cluster.on_ray import launch, nodes
 from cluster.on_ray.placement import AUTOSCALES, Placement
 from cluster.sync import Rank, Sync
 
@@ -97,3 +97,13 @@ def test_as_many_missing_nodes_are_requested_as_the_autoscaler_can_provide(autos
     assert [group for group in placement_group_table().values() if group["state"] != "REMOVED"] == []
     status = subprocess.run([RAY, "status", "--address", autoscaled], check=True, capture_output=True, text=True)
     assert "(no resource demands)" in status.stdout
+
+
+def test_a_node_that_becomes_free_while_nodes_are_chosen_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A joined node is free at once, one whose ranks have just ended after a first question about the cluster."""
+    answers = iter([False, *[True] * 9])
+    free = {"NodeID": "joined", "Resources": {"CPU": 1}}, {"NodeID": "of the last ranks", "Resources": {"CPU": 1}}
+    monkeypatch.setattr(nodes, "_any_busy", lambda: not next(answers))
+    monkeypatch.setattr(nodes, "free_nodes", lambda *_: list(free[: 1 + next(answers)]))
+    monkeypatch.setattr(nodes, "_remove_orphaned_placement_groups", lambda: None)
+    assert nodes.wait_for_nodes(Placement(nodes=2, min_nodes=1)).nodes == 2
