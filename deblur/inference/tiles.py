@@ -90,20 +90,18 @@ def restoring(picture: np.ndarray, has_statistics: bool, *, max_pixels: int, til
             log.warning("not enough GPU memory for %d x %d pixels at once", width, height)
         torch.cuda.empty_cache()
     log.info("restoring %dx%d pixels in tiles of %d", width, height, tile)
-    return _as_picture((yield from restoring_tiled(picture, has_statistics, tile=tile)))
+    return (yield from restoring_tiled(picture, has_statistics, tile=tile))
 
 
-def restoring_tiled(
-    picture: np.ndarray, has_statistics: bool, *, tile: int = TILE, margin: int = MARGIN
-) -> Generator[list[Piece], list[Tensor], Tensor]:
-    """The steps of restoring one picture tile by tile, in the memory of one tile.
+def restoring_tiled(picture: np.ndarray, has_statistics: bool, *, tile: int = TILE, margin: int = MARGIN) -> Steps:
+    """The steps of restoring one picture tile by tile, in the memory of one row of tiles beside the two pictures.
 
     With BatchNorm the result equals the whole picture's except for rounding, if `margin` covers the receptive field.
     With InstanceNorm it is an approximation: see `_measuring`.
 
     picture  [H, W, 3]  uint8 RGB
     tile     maximum side of a tile in pixels, at least 2 x margin + RAMP + FACTOR (ValueError otherwise)
-    returns  [3, H, W]  float32, RGB in [-1, 1]
+    returns  [H, W, 3]  uint8 RGB, rounded
     """
     height, width = picture.shape[:2]
     overlap = 2 * margin + RAMP
@@ -112,11 +110,16 @@ def restoring_tiled(
     statistics = (yield from _measuring(picture, tile)) if has_statistics and max(height, width) > tile else None
     rows, columns = spans(height, tile, overlap), spans(width, tile, overlap)
     row_weights, column_weights = ramps(rows, margin), ramps(columns, margin)
-    restored = torch.zeros(3, height, width)
-    for y, row_weight in zip(rows, row_weights, strict=True):  # row by row: results take four times the pixels' memory
+    restored = np.empty_like(picture)
+    unfinished = torch.zeros(3, 0, width)  # what this row of tiles shares with the one above
+    for y, next_y, row_weight in zip(rows, [*rows[1:], slice(height, height)], row_weights, strict=True):
         pieces = yield [Piece(pixels=picture[y, x], statistics=statistics) for x in columns]
+        band = torch.zeros(3, y.stop - y.start, width)
+        band[:, : unfinished.shape[1]] = unfinished
         for x, column_weight, piece in zip(columns, column_weights, pieces, strict=True):
-            restored[..., y, x] += piece * row_weight[:, None] * column_weight
+            band[..., x] += piece * row_weight[:, None] * column_weight
+        finished, unfinished = band.tensor_split([next_y.start - y.start], dim=1)
+        restored[y.start : next_y.start] = _as_picture(finished)
     return restored
 
 
@@ -133,11 +136,8 @@ def _measuring(picture: np.ndarray, tile: int) -> Generator[list[Piece], list[Te
 
 def _as_picture(restored: Tensor) -> np.ndarray:
     """[3, H, W] floats as [H, W, 3] uint8."""
-    picture = np.empty((*restored.shape[1:], 3), np.uint8)
-    for top in range(0, len(picture), FACTOR):  # rounding all at once would take three times the memory
-        rows = slice(top, top + FACTOR)
-        picture[rows] = to_uint8(restored[:, rows]).permute(1, 2, 0).numpy()
-    return picture
+    pixels: np.ndarray = to_uint8(restored).permute(1, 2, 0).numpy()
+    return pixels
 
 
 def spans(length: int, tile: int, overlap: int) -> list[slice]:
