@@ -39,10 +39,12 @@ def encoded(pixels: np.ndarray | PIL.Image.Image, kind: str = "PNG", **options: 
     return out.getvalue()
 
 
-def post(service: str, body: bytes, timeout_s: float = 60, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def post(
+    service: str, body: bytes, timeout_s: float = 60, path: str = "restore", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers in lower case and body of the answer."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(f"{service}/restore", data=body, headers={"Content-Type": ""} | named)
+    request = urllib.request.Request(f"{service}/{path}", data=body, headers={"Content-Type": ""} | named)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
@@ -116,6 +118,17 @@ def test_format_follows_the_accept_header(service: str, accept: str, kind: str) 
     assert headers["content-type"] == f"image/{kind.lower()}"
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_the_first_frame_of_an_animated_picture_is_restored_on_request(
+    service: str, service_model: Path, kind: str
+) -> None:
+    first = encoded(np.array(PIL.Image.open(io.BytesIO(animated(kind))).convert("RGB")))
+    expected = restore_file(load_model(str(service_model), CPU), first, "in.png", ".png", CPU)
+    status, _, body = post(service, animated(kind), path="restore?first_frame=1", Accept="image/png")
+    assert status == 200
+    assert np.abs(pixels_of(body) - pixels_of(expected)).max() <= 1
+
+
 # ---- invalid and unusual requests
 
 
@@ -155,9 +168,10 @@ BAD: dict[str, tuple[Callable[[], bytes], dict[str, str], int, str]] = {
     "broken PNG": (lambda: encoded(PHOTO)[:200] + b"\0" * 50 + encoded(PHOTO)[250:], {}, 400, "does not decode"),
     "100 megapixels": (bomb, {}, 413, "10000x10000 is over the limit of 64000000 pixels"),
     "huge comment": (text_bomb, {}, 400, "not a picture|does not decode"),
-    "animated WebP": (lambda: animated("WEBP"), {}, 400, "holds 2 pictures"),
-    "animated PNG": (lambda: animated("PNG"), {}, 400, "holds 2 pictures"),
-    "GIF": (lambda: animated("GIF"), {}, 400, "not a picture"),
+    "animated WebP": (lambda: animated("WEBP"), {}, 422, "holds 2 pictures"),
+    "animated PNG": (lambda: animated("PNG"), {}, 422, "holds 2 pictures"),
+    "animated GIF": (lambda: animated("GIF"), {}, 422, "holds 2 pictures"),
+    "PPM": (lambda: encoded(PHOTO, "PPM"), {}, 400, "not a picture"),
     "BMP": (lambda: encoded(PHOTO, "BMP"), {}, 415, "is a BMP"),
     "TIFF": (lambda: encoded(PHOTO, "TIFF"), {}, 415, "is a TIFF"),
     "a form": (lambda: JPEG, {"Content_Type": "multipart/form-data; boundary=x"}, 415, "multipart/form-data"),

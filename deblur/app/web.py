@@ -1,7 +1,7 @@
 """The web application of one replica: POST /restore, the page, and endpoints for operators. Knows no Ray.
 
-Nothing is stored. Memory is bounded: pictures wait in compressed form, and decoded ones have at most `max_pixels` in
-total.
+`?first_frame=1` takes the first frame of an animated picture. Nothing is stored. Memory is bounded: pictures wait in
+compressed form, and decoded ones have at most `max_pixels` in total.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from cluster.exporter import Metrics
 from cluster.gate import Application, Limits
 from deblur.app.batching import Batcher, most_pixels
 from deblur.app.media import ACCEPTED, SUFFIXES, TYPES, NotAcceptable, answer_type
-from deblur.data.photographs import read_photograph
+from deblur.data.photographs import Animated, read_photograph
 from deblur.data.pictures import TooLarge, open_picture
 from deblur.inference.photograph import write_photograph
 from deblur.inference.pieces import PieceRunner
@@ -125,7 +126,9 @@ class Web:
         given, pixels = await _in_thread(_inspect, data, self._max_pixels)
         async with self._decoded.acquire(pixels):
             timing.end("wait")
-            photograph = await _in_thread(read_photograph, data, NAME, self._max_pixels)
+            first_frame = request.query_params.get("first_frame") == "1"
+            read = partial(read_photograph, data, NAME, self._max_pixels, first_frame=first_frame)
+            photograph = await _in_thread(read)
             kind = answer_type(request.headers.get("accept"), given, photograph)
             timing.end("decode")
             restored = await work(photograph.pixels)
@@ -245,6 +248,8 @@ def _rejection(error: HTTPException | InputError | NotAcceptable) -> Response:
     """What is wrong with a request, as a response."""
     if isinstance(error, HTTPException):
         return PlainTextResponse(error.detail, error.status_code)
+    if isinstance(error, Animated):
+        return PlainTextResponse(f"{error}, or send it to restore?first_frame=1", 422)
     status = 413 if isinstance(error, TooLarge) else 406 if isinstance(error, NotAcceptable) else 400
     return PlainTextResponse(str(error), status)
 

@@ -75,15 +75,15 @@ class File:
         return Path(self.root, self.key)
 
 
-def walk(root: str) -> Files:
-    """The files below a root. Links are followed.
+def walk(root: str, first_frame: bool = False) -> Files:
+    """The files below a root. Links are followed. With `first_frame` GIFs are pictures, too.
 
     Raises InputError for a missing folder or file, an archive that cannot be read, and a loop of links.
     """
     if "://" in root:
-        return sort_files(_bucket(root).list())
+        return sort_files(_bucket(root).list(), first_frame)
     if is_archive(root):
-        return sort_files(_archive(root).keys())
+        return sort_files(_archive(root).keys(), first_frame)
     if Path(root).is_file():
         raise InputError(f"{root}: is a file; expected a folder, a zip, or a tar without compression")
     if not Path(root).is_dir():
@@ -92,7 +92,7 @@ def walk(root: str) -> Files:
     for folder, inside, names in os.walk(root, onerror=_refuse, followlinks=True):
         _refuse_loops(Path(folder), inside)
         found += [Path(folder, name).relative_to(root).as_posix() for name in names]
-    return sort_files(found)
+    return sort_files(found, first_frame)
 
 
 def _refuse(error: OSError) -> None:
@@ -103,14 +103,14 @@ def is_archive(root: str) -> bool:
     return root.lower().endswith((".zip", ".tar")) and "://" not in root
 
 
-def sort_files(paths: Iterable[str]) -> Files:
+def sort_files(paths: Iterable[str], first_frame: bool = False) -> Files:
     """Sorts paths of files, or keys of objects, by what they are."""
     pictures, lists, others, ignored = [], [], Counter[str](), 0
     for path in sorted(paths):
         parts = PurePosixPath(path)
         if any(map(_is_ignored, parts.parts)):
             ignored += 1
-        elif is_picture(path):
+        elif is_picture(path, first_frame):
             pictures.append(path)
         elif LIST_FILE.fullmatch(parts.name):
             lists.append(path)

@@ -19,6 +19,8 @@ class Format:
     """Which the service accepts."""
     written_as: str = ""
     """Ending of a restored picture; "" for that of the input. JPEG 2000 by Pillow would lose the colour profile."""
+    animated: bool = False
+    """Whether its files are mostly animations or previews: found in folders only where first frames are wanted."""
 
 
 HEIC = Format(
@@ -32,19 +34,21 @@ FORMATS = (
     Format(name="TIFF", endings=(".tif", ".tiff")),
     Format(name="AVIF", endings=(".avif",), media_types=("image/avif",)),
     Format(name="JPEG2000", endings=(".jp2", ".j2k", ".jpx"), written_as=".png"),
+    Format(name="GIF", endings=(".gif",), media_types=("image/gif",), written_as=".png", animated=True),
     *([HEIC] if pillow_heif else []),
 )
 NAMES = tuple(one.name for one in FORMATS)
-SUFFIXES = tuple(ending for one in FORMATS for ending in one.endings)
+SUFFIXES = tuple(ending for one in FORMATS for ending in one.endings if not one.animated)
 _BY_ENDING = {ending: one for one in FORMATS for ending in one.endings}
 
 if pillow_heif:
     pillow_heif.register_heif_opener()
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name ends as one of a format that is read."""
-    return PurePath(name).suffix.lower() in _BY_ENDING
+def is_picture(name: str, first_frame: bool = False) -> bool:
+    """Whether a file's name ends as one of a format that is read; a GIF's if first frames are wanted."""
+    found = _BY_ENDING.get(PurePath(name).suffix.lower())
+    return found is not None and (first_frame or not found.animated)
 
 
 def format_of(ending: str) -> Format:
@@ -59,5 +63,7 @@ def restored_name(name: str) -> str:
 
 
 def missing_reader(ending: str) -> str:
-    """What to install so that files of an ending can be read; "" if that is unknown."""
+    """What to do so that files of an ending are read; "" if that is unknown."""
+    if ending in _BY_ENDING and _BY_ENDING[ending].animated:
+        return "--first-frame takes the first frame"
     return "" if pillow_heif or ending not in HEIC.endings else "pip install 'deblur-gan[heic]' to read it"

@@ -40,13 +40,13 @@ _EXPECTED = (
 )
 
 
-def find(root: str, layout: Layout = "auto", blur: GoproBlur | None = None) -> Found:
+def find(root: str, layout: Layout = "auto", blur: GoproBlur | None = None, first_frame: bool = False) -> Found:
     """The pictures below a folder, in a bucket or an archive; `blur` chooses where GOPRO has two kinds of blurred ones.
 
     Raises InputError for a missing folder, an unknown or ambiguous layout, and a picture without its counterpart, each
     with its path and what to do.
     """
-    files = walk(root)
+    files = walk(root, first_frame)
     if not files.pictures:
         raise InputError(f"{root}: no pictures ({', '.join(SUFFIXES)}) and no known layout ({_EXPECTED})")
     found = _find(root, layout, files, blur)
@@ -75,7 +75,7 @@ def _find(root: str, layout: Layout, files: Files, blur: GoproBlur | None) -> Fo
     return Found(layout="photographs", photographs=_photographs(root, files))
 
 
-def match_folders(blurred: str, sharp: str) -> Found:
+def match_folders(blurred: str, sharp: str, first_frame: bool = False) -> Found:
     """Pairs of two folders by their relative paths without endings; folders called train, val and test are splits.
 
     Raises InputError for a picture without its counterpart, and if the folders are the same or have the sides' names
@@ -87,7 +87,7 @@ def match_folders(blurred: str, sharp: str) -> Found:
         raise InputError(f"--blurred {blurred} --sharp {sharp}: by their names they are swapped")
     sides, not_taken, ignored = [], Counter[str](), 0
     for root, word in ((blurred, "input"), (sharp, "target")):
-        files = walk(root)
+        files = walk(root, first_frame)
         if not files.pictures:
             raise InputError(f"{root}: no pictures in this folder (expected {', '.join(SUFFIXES)})")
         not_taken, ignored = not_taken + files.others, ignored + files.ignored

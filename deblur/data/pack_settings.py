@@ -31,6 +31,8 @@ class PackSettings:
     """CSV or TSV file with the columns blurred, sharp, and perhaps split and scene, instead of SOURCE."""
     blur: GoproBlur | None = None
     """Blurred pictures of GOPRO: blur averages stored values, blur_gamma linear light. Required for GOPRO."""
+    first_frame: bool = False
+    """Take GIFs, and of every animated picture the first frame."""
     blur_model: BlurModel = "paper"
     """Blur added to photographs: DeblurGAN's one kernel per picture, or camera: shake, motion, saturation and noise."""
     blurs_per_photo: int = 1

@@ -29,12 +29,19 @@ class Photograph:
     """ICC profile of the pixels."""
 
 
-def read_photograph(data: bytes, name: str, max_pixels: int | None = None) -> Photograph:
-    """Decodes a file. Raises InputError with its name if it is not a single photograph of 8 or 16 bits."""
+class Animated(InputError):
+    """Holds several pictures."""
+
+
+def read_photograph(data: bytes, name: str, max_pixels: int | None = None, *, first_frame: bool = False) -> Photograph:
+    """Decodes a file, with `first_frame` the first of several pictures in it.
+
+    Raises InputError with its name if it is not a photograph of 8 or 16 bits, Animated if it holds several pictures.
+    """
     picture = open_picture(data, name, max_pixels)
     frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":  # a phone's MPO is one photograph, then depth and gain maps
-        raise InputError(f"{name}: holds {frames} pictures; split it into one file each")
+    if frames > 1 and not first_frame and picture.format != "MPO":  # of phones: then depth and gain maps follow
+        raise Animated(f"{name}: holds {frames} pictures; split it into one file each")
     if picture.mode in ("I", "F"):
         raise InputError(f"{name}: has 32 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits")
     try:

@@ -18,7 +18,7 @@ from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 from deblur.data.files import File
 from deblur.data.pack_settings import SAMPLES, PackSettings
 from deblur.data.pairs import Found, Pair, SharpPicture, describe, size_problems
-from deblur.data.photographs import read_photograph
+from deblur.data.photographs import Animated, read_photograph
 
 COMPARED = 24  # pairs whose sides are compared before packing
 
@@ -115,8 +115,8 @@ def found_in(settings: PackSettings) -> Found:
     if settings.pairs:
         return pair_lists.read_table(settings.pairs)
     if settings.blurred and settings.sharp:
-        return layouts.match_folders(absolute(settings.blurred), absolute(settings.sharp))
-    return layouts.find(absolute(settings.source), settings.layout, settings.blur)
+        return layouts.match_folders(absolute(settings.blurred), absolute(settings.sharp), settings.first_frame)
+    return layouts.find(absolute(settings.source), settings.layout, settings.blur, settings.first_frame)
 
 
 def _read_layout(settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
@@ -134,10 +134,15 @@ def _read_layout(settings: PackSettings) -> tuple[str, dict[str, list[Source]]]:
     if settings.adds_other_blur:
         raise InputError(f"{settings.named}: has blurred pictures; remove --blur-model and --blurs-per-photo")
     if found.layout == "combined":
-        return found.layout, {name: list(map(_combined_source, pairs)) for name, pairs in found.splits.items()}
+        return found.layout, {
+            name: [_combined_source(pair, settings.first_frame) for pair in pairs]
+            for name, pairs in found.splits.items()
+        }
     pairs = list(chain.from_iterable(found.splits.values()))
     refuse_bad(size_problems(pairs), len(pairs), settings.max_bad_share)
-    return found.layout, {name: list(map(_pair_source, pairs)) for name, pairs in found.splits.items()}
+    return found.layout, {
+        name: [_pair_source(pair, settings.first_frame) for pair in pairs] for name, pairs in found.splits.items()
+    }
 
 
 def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> dict[str, list[Source]]:
@@ -156,16 +161,16 @@ def _with_validation(splits: dict[str, list[Source]], count: int, seed: int) -> 
     return {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k != "train"}
 
 
-def _pair_source(pair: Pair) -> Source:
+def _pair_source(pair: Pair, first_frame: bool) -> Source:
     def read() -> tuple[Picture, Picture]:
-        return _read(pair.blurred), _read(pair.sharp)
+        return _read(pair.blurred, first_frame), _read(pair.sharp, first_frame)
 
     return Source(key=pair.key, scene=pair.scene, files=(pair.blurred, pair.sharp), read=read)
 
 
-def _combined_source(pair: Pair) -> Source:
+def _combined_source(pair: Pair, first_frame: bool) -> Source:
     def read() -> tuple[Picture, Picture]:
-        both = _read(pair.sharp)
+        both = _read(pair.sharp, first_frame)
         width = both.pixels.shape[1]
         if width % 2:
             raise InputError(f"{both.name}: is {width} pixels wide, which two pictures of one size cannot be")
@@ -191,7 +196,7 @@ def _photograph_source(photograph: SharpPicture, settings: PackSettings, variant
     key = photograph.key if settings.blurs_per_photo == 1 else f"{photograph.key}-{variant:02d}"
 
     def read() -> tuple[Picture, Picture]:
-        sharp = _read(photograph.file)
+        sharp = _read(photograph.file, settings.first_frame)
         # Seeded by name, so that adding or removing photographs does not change the others' blur.
         seed = [settings.seed, zlib.crc32(photograph.key.encode())]
         if settings.blur_model == "camera":
@@ -211,11 +216,14 @@ def _sample_sources(split: str) -> list[Source]:
     return [source(found) for found in sample_set.blurred_photographs(split)]
 
 
-def _read(file: File) -> Picture:
+def _read(file: File, first_frame: bool) -> Picture:
     """Decodes a file; keeps the bytes of an upright 8-bit RGB PNG."""
     data = file.read()
     header = pictures.open_picture(data, str(file))
     # Bytes 24 and 25 are bit depth and colour type: Pillow calls 16-bit PNGs RGB too.
-    plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and "transparency" not in header.info
-    pixels = read_photograph(data, str(file)).pixels
+    plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and not {"transparency", "loop"} & set(header.info)
+    try:
+        pixels = read_photograph(data, str(file), first_frame=first_frame).pixels
+    except Animated as error:
+        raise InputError(f"{error}, or add --first-frame") from error
     return Picture(name=str(file), pixels=pixels, png=data if plain and not header.getexif() else None)

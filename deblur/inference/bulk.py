@@ -21,7 +21,7 @@ from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.files import not_taken, sort_files
 from deblur.data.formats import SUFFIXES, is_picture, missing_reader, restored_name
-from deblur.data.photographs import read_photograph
+from deblur.data.photographs import Animated, read_photograph
 from deblur.data.pictures import TooLarge
 from deblur.inference.photograph import write_photograph
 from deblur.inference.tiles import FACTOR, MARGIN, RAMP, TILE, restore_picture
@@ -44,7 +44,9 @@ class RestoreSettings:
     tile: int = 0
     """Side of tiles in pixels; 0 uses tiles only if a photograph is large or GPU memory is short."""
     max_megapixels: float = 256
-    """Largest photograph that is decoded; each megapixel takes about 30 MB of memory."""
+    """Largest photograph that is decoded; each megapixel takes about 15 MB of memory."""
+    first_frame: bool = False
+    """Take GIFs, and of every animated picture the first frame."""
     overwrite: bool = False
     """Replace photographs that exist in --out."""
     nodes: int | None = None
@@ -86,7 +88,7 @@ def restore_photographs(settings: RestoreSettings) -> list[str]:
     Raises InputError for what is wrong with the inputs, the outputs or the model, before any work.
     """
     settings = replace(settings, out=absolute(settings.out))
-    photos = plan(settings.inputs, settings.out)
+    photos = plan(settings.inputs, settings.out, settings.first_frame)
     model = read_model(settings.model)
     if settings.model == EMBEDDED:
         print("model    the one inside this package (docs/embedded-model.md); --model chooses another", flush=True)
@@ -110,11 +112,20 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
             data = store(photo.folder).get(photo.name)
             suffix = PurePosixPath(photo.target).suffix
             restored = restore_file(
-                generator, data, photo.place, suffix, device, settings.tile, int(settings.max_megapixels * 1e6)
+                generator,
+                data,
+                photo.place,
+                suffix,
+                device,
+                settings.tile,
+                int(settings.max_megapixels * 1e6),
+                settings.first_frame,
             )
             store(settings.out).put(photo.target, restored)
         except TooLarge as error:
             return f"{error}, or raise --max-megapixels"
+        except Animated as error:
+            return f"{error}, or add --first-frame"
         except InputError as error:
             return str(error)
         except torch.OutOfMemoryError:
@@ -136,20 +147,21 @@ def restore_file(
     device: torch.device,
     tile: int = 0,
     max_file_pixels: int | None = None,
+    first_frame: bool = False,
 ) -> bytes:
     """The restored photograph as a file in the suffix's format. Raises InputError with its name."""
-    photograph = read_photograph(data, name, max_file_pixels)
+    photograph = read_photograph(data, name, max_file_pixels, first_frame=first_frame)
     max_pixels, side = (0, tile) if tile else (None, TILE)
     restored = restore_picture(generator, photograph.pixels, device=device, max_pixels=max_pixels, tile=side)
     return write_photograph(photograph, restored, name, suffix)
 
 
-def plan(inputs: Sequence[str], out: str) -> list[Photo]:
+def plan(inputs: Sequence[str], out: str, first_frame: bool = False) -> list[Photo]:
     """All photographs of the inputs. Raises InputError if two outputs coincide or an input would be overwritten."""
     if not inputs:
         raise InputError("nothing to restore: give photographs, or folders of them")
     targets: dict[str, Photo] = {}
-    for photo in _found(inputs, out):
+    for photo in _found(inputs, out, first_frame):
         other = targets.setdefault(photo.target, photo)
         if other.place != photo.place:
             both = join(out, photo.target)
@@ -163,13 +175,14 @@ def plan(inputs: Sequence[str], out: str) -> list[Photo]:
     return list(targets.values())
 
 
-def _found(inputs: Sequence[str], out: str) -> Iterator[Photo]:
+def _found(inputs: Sequence[str], out: str, first_frame: bool) -> Iterator[Photo]:
     """Each photograph of the inputs, without those in an `out` inside an input folder."""
     for given in inputs:
-        is_photo = is_picture(given)
+        is_photo = is_picture(given, first_frame)
         is_url = "://" in given
         if Path(given).is_dir() or (is_url and not is_photo):
-            files = sort_files(key for key in open_store(given).list() if not _is_made(given, key, out))
+            keys = (key for key in open_store(given).list() if not _is_made(given, key, out))
+            files = sort_files(keys, first_frame)
             others = not_taken(files.others + Counter(".txt" for _ in files.lists), files.ignored)
             if not files.pictures:
                 raise InputError(f"{given}: no photographs in this folder (expected {', '.join(SUFFIXES)}) {others}")

@@ -5,6 +5,7 @@ const KINDS = {
   "image/png": ["PNG", "png"],
   "image/webp": ["WebP", "webp"],
   "image/avif": ["AVIF", "avif"],
+  "image/gif": ["GIF", "gif"],
   "image/heic": ["HEIC", "heic"],
   "image/heif": ["HEIF", "heif"],
 };
@@ -24,9 +25,10 @@ let limits = null; // promise of the response of GET limits
 
 /** An error shown to the user in one sentence; `again` if the same picture may succeed when it is sent again. */
 class UserError extends Error {
-  constructor(sentence, again = false) {
+  constructor(sentence, again = false, animated = false) {
     super(sentence);
     this.again = again;
+    this.animated = animated; // the service can take its first frame
   }
 }
 
@@ -45,13 +47,29 @@ async function begin(file) {
     await checkSize(file, part("blurred"));
     signal.throwIfAborted();
     layOut(file);
-    const restored = await send("restore", file, signal);
+    const restored = await restore(work);
     await load(part("restored"), restored, work);
     signal.throwIfAborted();
     showResult(file, restored.type);
   } catch (error) {
     if (!signal.aborted) showError(error);
   }
+}
+
+/** The restored picture, a Blob. Of an animated one the first frame, if the user wants it. */
+async function restore(work) {
+  const { file, stop: { signal } } = work;
+  try {
+    return await send("restore", file, signal);
+  } catch (error) {
+    if (!error.animated) throw error;
+  }
+  signal.throwIfAborted();
+  if (!confirm(`${file.name} is animated. Restore its first frame?`)) {
+    throw new UserError(`${file.name} is animated: choose another picture.`);
+  }
+  await load(part("blurred"), await send("decode?first_frame=1", file, signal), work);
+  return send("restore?first_frame=1", file, signal);
 }
 
 function discard() {
@@ -143,7 +161,7 @@ function post(path, file, signal) {
       showUploaded(0);
     };
     request.upload.onprogress = ({ loaded, total }) => showUploaded(loaded / total);
-    request.upload.onload = () => countUp(path === "restore" ? "Restoring" : "Decoding");
+    request.upload.onload = () => countUp(path.startsWith("restore") ? "Restoring" : "Decoding");
     request.onload = () => resolve(request);
     request.onerror = () => reject(new UserError(CONNECTION_LOST, true));
     signal.addEventListener("abort", () => request.abort());
@@ -154,7 +172,7 @@ function post(path, file, signal) {
 async function errorOf(answer) {
   const own = answer.response.type.startsWith("text/plain"); // otherwise the page of a proxy
   const sentence = own ? await answer.response.text() : `The service answered ${answer.status}: try again later.`;
-  return new UserError(sentence, answer.status >= 500 || answer.status === 408);
+  return new UserError(sentence, answer.status >= 500 || answer.status === 408, answer.status === 422);
 }
 
 // Status and errors

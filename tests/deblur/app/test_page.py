@@ -171,6 +171,20 @@ def test_a_phones_heic_is_shown_upright_and_restored(page: Page, kind: str) -> N
     assert page.get_by_role("link", name="Download").get_attribute("download") == "IMG_0001-restored.jpg"
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_first_frame_of_an_animation_is_restored_if_the_user_wants_it(page: Page, wanted: bool) -> None:
+    frames = [PIL.Image.fromarray(np.roll(UPRIGHT, shift, 0)) for shift in (0, 40)]
+    data = io.BytesIO()
+    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:])
+    page.once("dialog", lambda dialog: dialog.accept() if wanted else dialog.dismiss())
+    choose(page, data.getvalue(), "cat.gif", "image/gif")
+    if wanted:
+        expect_result(page)
+        assert page.get_by_role("link", name="Download").get_attribute("download") == "cat-restored.png"
+    else:
+        expect(page.get_by_role("alert")).to_have_text("cat.gif is animated: choose another picture.")
+
+
 def test_keyboard_moves_the_line_and_the_clipping(page: Page) -> None:
     compare_black_to_white(page)
     assert seen_share(page) == pytest.approx(50, abs=1)

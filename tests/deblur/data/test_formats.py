@@ -1,6 +1,7 @@
 """Formats: the same picture in each comes out the same in packing, restoring and the service."""
 
 import io
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from deblur.data.formats import FORMATS, SUFFIXES, is_picture, restored_name
 from deblur.data.loader import pairs_of
 from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import pack
-from deblur.data.photographs import read_photograph
+from deblur.data.photographs import Animated, read_photograph
 from deblur.data.pictures import open_picture, upright_size
-from deblur.inference.bulk import plan, restore_file
+from deblur.inference.bulk import RestoreSettings, plan, restore_file, restore_photographs
 
 UPRIGHT = np.ascontiguousarray(skimage.data.astronaut()[:160, 100:340])
 
@@ -99,13 +100,45 @@ def test_each_ending_is_read_and_restored_in_a_format_of_its_name(suffix: str) -
     assert distance(np.array(written)) < 6
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "PNG", "TIFF", "AVIF", "HEIF"])
-def test_files_of_several_pictures_are_refused_whatever_their_format(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "HEIF"])
+def test_of_several_pictures_the_first_is_read_when_asked_whatever_the_format(kind: str) -> None:
     frames = [PIL.Image.fromarray(np.roll(UPRIGHT, shift, 0)) for shift in (0, 40, 80)]
     data = io.BytesIO()
     frames[0].save(data, kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match="x: holds 3 pictures"):
+    with pytest.raises(Animated, match="x: holds 3 pictures"):
         read_photograph(data.getvalue(), "x")
+    found = read_photograph(data.getvalue(), "x", first_frame=True).pixels
+    assert distance(found) < (12 if kind == "GIF" else 5) < distance(np.array(frames[1]))
+
+
+def test_commands_take_gifs_and_first_frames_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    frames = [PIL.Image.fromarray(np.roll(UPRIGHT, shift, 0)) for shift in (0, 40)]
+    for name in ("a.gif", "b.png"):
+        frames[0].save(tmp_path / "in" / name, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "in" / "c.png")
+
+    def restored(**asked: bool) -> list[str]:
+        out = tmp_path / f"restored{asked}"
+        lines = restore_photographs(RestoreSettings(inputs=(str(tmp_path / "in"),), out=str(out), **asked))
+        return [*sorted(path.name for path in out.glob("*.png")), *lines]
+
+    *names, failure = restored()
+    assert names == ["c.png"]
+    assert failure.endswith("b.png: holds 2 pictures; split it into one file each, or add --first-frame")
+    assert "not taken: 1 .gif (--first-frame takes the first frame)" in capsys.readouterr().out
+    assert restored(first_frame=True) == ["a.png", "b.png", "c.png"]
+
+    packing = PackSettings(source=str(tmp_path / "in"), out=str(tmp_path / "out"), validation_scenes=0)
+    with pytest.raises(InputError, match=r"b\.png.* holds 2 pictures.* add --first-frame"):
+        pack(packing)
+    index = pack(replace(packing, first_frame=True))
+    dataset = Dataset(open_store(tmp_path / "out"), index)
+    sharps = [sharp for _, sharp in pairs_of(dataset, index.splits["train"], range(3), 1)]
+    assert sorted(map(distance, sharps))[:2] == [0, 0]
+    assert max(map(distance, sharps)) < 12
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
@@ -121,7 +154,8 @@ def test_the_size_in_the_header_is_that_of_the_upright_picture(kind: str, orient
 
 
 def test_the_service_accepts_what_phones_and_browsers_make() -> None:
-    assert set(ACCEPTED) == {"image/jpeg", "image/png", "image/webp", "image/avif", "image/heic", "image/heif"}
+    phones = {"image/jpeg", "image/heic", "image/heif"}
+    assert set(ACCEPTED) == phones | {"image/png", "image/webp", "image/avif", "image/gif"}
     assert TYPES["HEIF"] == "image/heic"
 
 
@@ -131,4 +165,4 @@ def test_what_is_left_out_of_a_folder_is_counted_by_kind(tmp_path: Path, capsys:
         (tmp_path / "in" / name).touch()
     photos = plan([str(tmp_path / "in")], str(tmp_path / "out"))
     assert [photo.name for photo in photos] == ["a.jpg", "b.JPE", "c.jfif"]
-    assert "not taken: 1 .cr2, 2 .gif, 3 hidden" in capsys.readouterr().out
+    assert "not taken: 1 .cr2, 2 .gif (--first-frame takes the first frame), 3 hidden" in capsys.readouterr().out

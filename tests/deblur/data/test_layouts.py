@@ -457,7 +457,7 @@ def test_files_of_operating_systems_are_ignored_and_others_counted(tmp_path: Pat
     found = find(str(root))
     assert [photograph.key for photograph in found.photographs] == ["a"]
     assert describe(found).splitlines()[1] == (
-        "not taken: 2 .gif, 1 .xmp, 1 README, 7 hidden or of the operating system"
+        "not taken: 2 .gif (--first-frame takes the first frame), 1 .xmp, 1 README, 7 hidden or of the operating system"
     )
 
 
