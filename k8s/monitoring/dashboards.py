@@ -1,34 +1,63 @@
-"""Generate the Grafana dashboards from panels.py: `make manifests`"""
+"""Generate the Grafana dashboards from panels.yaml: `make manifests`"""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries, xychart
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 from grafana_foundation_sdk.models import xychart as xychart_models
-from panels import (
-    CHECKPOINT,
-    CHECKPOINTS,
-    DATA,
-    FAULTS,
-    LOSS,
-    OVERVIEW,
-    QUALITY,
-    RESTART,
-    SERVICE,
-    THROUGHPUT,
-    TRIALS,
-    Panel,
-)
 
 FOLDER = Path(__file__).parent
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 INTERVAL = "15s"  # the scrape interval of podmonitor.yaml, from which Grafana derives $__rate_interval
+# last_over_time keeps the old process's count for up to an hour without ranks, and the new process reports a higher
+# one: one short annotation per restart, wherever the new process serves its metrics.
+RESTART = (
+    'changes((max by (run) (last_over_time(deblur_restarts_total{run=~"$run"}[1h])))[$__rate_interval:15s]) > 0',
+    {"name": "Restarts", "iconColor": "orange", "enable": True, "titleFormat": "{{run}} restarted"},
+)
+CHECKPOINT = (
+    'max by (run) (deblur_checkpoint_timestamp_seconds{run=~"$run"}) * 1000',
+    {
+        "name": "Checkpoints",
+        "iconColor": "blue",
+        "enable": False,  # one a minute
+        "titleFormat": "{{run}} committed a checkpoint",
+        "useValueForTime": True,
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One panel, as in panels.yaml."""
+
+    title: str
+    description: str
+    unit: str
+    queries: Mapping[str, str]
+    kind: str = "timeseries"
+    width: int = 8
+    height: int = 8
+    minimum: float | None = None
+    decimals: int | None = None
+    log: bool = False
+    stacked: bool = False
+    thresholds: Sequence[str | float] = ("text",)  # Grafana's own default turns red at 80
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+ROWS = {
+    row: [Panel(**panel) for panel in panels]
+    for row, panels in yaml.safe_load((FOLDER / "panels.yaml").read_text()).items()
+}
 
 
 def training() -> dict[str, Any]:
@@ -38,15 +67,7 @@ def training() -> dict[str, Any]:
     board.with_variable(
         _with_all(_variable("rank", 'label_values(deblur_images_total{run=~"$run"}, rank)', "Rank"), ".*")
     )
-    rows = {
-        "Overview": OVERVIEW,
-        "Throughput": THROUGHPUT,
-        "Loss": LOSS,
-        "Quality": QUALITY,
-        "Data": DATA,
-        "Checkpoints": CHECKPOINTS,
-        "Faults": FAULTS,
-    }
+    rows = ("Overview", "Throughput", "Loss", "Quality", "Data", "Checkpoints", "Faults")
     return _json(board, rows, [RESTART, CHECKPOINT])
 
 
@@ -58,7 +79,7 @@ def search() -> dict[str, Any]:
     names = 'label_values(deblur_images_seen{run=~".*$search.*"}, run)'
     # No all_value: All means the listed runs.
     board.with_variable(_with_all(_variable("run", names, "Trials")))
-    return _json(board, {"Trials": TRIALS}, [])
+    return _json(board, ["Trials"], [])
 
 
 def service() -> dict[str, Any]:
@@ -67,7 +88,7 @@ def service() -> dict[str, Any]:
     names = "label_values(deblur_service_running, namespace)"
     # Without Kubernetes the label is missing; All must match that, too.
     board.with_variable(_with_all(_variable("namespace", names, "Namespace"), ".*"))
-    return _json(board, {"Service": SERVICE}, [])
+    return _json(board, ["Service"], [])
 
 
 def main() -> None:
@@ -102,12 +123,12 @@ def _with_all(variable: dashboard.QueryVariable, all_value: str | None = None) -
 
 
 def _json(
-    board: dashboard.Dashboard, rows: Mapping[str, tuple[Panel, ...]], annotations: list[tuple[str, dict[str, Any]]]
+    board: dashboard.Dashboard, rows: Sequence[str], annotations: list[tuple[str, dict[str, Any]]]
 ) -> dict[str, Any]:
     number = 0
-    for title, panels in rows.items():
-        board.with_row(dashboard.Row(title).id(number := number + 1))
-        for panel in panels:
+    for row in rows:
+        board.with_row(dashboard.Row(row).id(number := number + 1))
+        for panel in ROWS[row]:
             board.with_panel(_panel(panel).id(number := number + 1))
     found = json.loads(json.dumps(board.build(), cls=JSONEncoder))
     # The SDK's annotations lack titleFormat and useValueForTime.
@@ -135,7 +156,7 @@ def _query(panel: Panel, expr: str) -> prometheus.Dataquery:
     return query.format(prometheus_models.PromQueryFormat.TABLE) if panel.columns else query
 
 
-def _thresholds(steps: tuple[str | float, ...]) -> dashboard.ThresholdsConfig:
+def _thresholds(steps: Sequence[str | float]) -> dashboard.ThresholdsConfig:
     colours, values = steps[::2], (None, *steps[1::2])
     found = [models.Threshold(value=v, color=str(c)) for v, c in zip(values, colours, strict=True)]  # type: ignore[arg-type]
     return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(found)
