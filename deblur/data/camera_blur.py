@@ -47,11 +47,11 @@ class CameraBlurSettings:
     often.
     """
 
-    unblurred_share: float = 0.07
+    unblurred_share: float = 0.05
     """Share of pairs without motion blur."""
-    shake_share: float = 0.6
+    shake_share: float = 0.85
     """Share of shake among blurred pairs; the others are frames."""
-    shake_length: Range = (3.0, 60.0)
+    shake_length: Range = (3.0, 45.0)
     """Length of a shake path, pixels; at least 3."""
     dwell: Range = (0.0, 1.0)
     """Standard deviation of the logarithm of the time that a shake spends at each place of its path."""
@@ -75,19 +75,19 @@ class CameraBlurSettings:
     """Share averaged in linear light; the others are averaged as stored."""
     srgb_share: float = 0.5
     """Share with sRGB's response curve; the others have gamma 2.2."""
-    highlight_share: float = 0.3
+    highlight_share: float = 0.1
     """Share with highlights brighter than white."""
     highlight_factor: Range = (1.0, 4.0)
     """Brightness of white in linear light, relative to the value at which it is clipped."""
     highlight_threshold: float = 0.7
     """Linear light above which values are boosted, smoothly, in [0, 1)."""
-    noise_share: float = 0.15
+    noise_share: float = 0.05
     """Share with noise."""
     read_noise: Range = (0.0, 0.006)
     """Standard deviation of the noise that is the same everywhere, relative to white, in stored values."""
     shot_noise: Range = (0.0, 0.006)
     """Standard deviation at white of the noise whose variance is proportional to the stored value."""
-    jpeg_share: float = 0.1
+    jpeg_share: float = 0.05
     """Share compressed as JPEG."""
     jpeg_quality: tuple[int, int] = (75, 98)
     """Pillow's quality, both ends included."""
