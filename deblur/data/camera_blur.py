@@ -192,7 +192,7 @@ def moving_layers(draw: np.random.Generator, settings: CameraBlurSettings, heigh
     path = smooth_path(draw, count, length)
     roll = smooth_path(draw, count, 1.0).real
     roll *= np.radians(draw.uniform(*settings.roll_degrees)) / np.ptp(roll)
-    camera = rotations(path, roll, draw.uniform(*settings.focal) * max(height, width))
+    camera = rotations(path, roll, draw.uniform(*settings.focal) * scale * SIDE)
     layers = [Layer(homographies=camera)]
     if has_depth:
         near = translations(path * draw.uniform(*settings.parallax)) @ camera

@@ -81,10 +81,10 @@ def test_any_size_is_kept(kind: CameraBlurSettings, height: int, width: int) -> 
 # ---- motion
 
 
-@given(seed=seeds, scale=st.sampled_from([0.05, 0.375, 1.0]))
+@given(seed=seeds, scale=st.sampled_from([1.0, 3.0]))
 def test_a_shake_is_as_long_as_its_range_and_scales_with_the_picture(seed: int, scale: float) -> None:
     length = abs(np.diff(shake_path(draw(seed), DEFAULT, scale))).sum()
-    lower, upper = (max(SHORTEST, scale * end) for end in DEFAULT.shake_length)
+    lower, upper = (scale * end for end in DEFAULT.shake_length)
     # Resampling cuts the path's corners.
     assert 0.8 * lower <= length <= upper * (1 + 1e-9)
 
@@ -107,12 +107,12 @@ def test_a_smooth_path_has_its_length_and_is_at_rest_in_the_middle(seed: int, co
 @hypothesis_settings(max_examples=50, deadline=None)
 def test_frames_stay_within_their_ranges_and_the_middle_one_is_the_sharp_picture(seed: int) -> None:
     everything = replace(DEFAULT, depth_share=1, object_share=1)
-    layers = moving_layers(draw(seed), everything, 72, 128)
+    layers = moving_layers(draw(seed), everything, 720, 2560)
     camera, near, *objects = layers
     count = len(camera.homographies)
     assert count in {*range(7, 16, 2), *range(21, 46, 6)}  # as drawn, or three times as many
     assert 1 <= len(objects) <= 2
-    scale = 128 / 1280
+    scale = 2560 / 1280
     centre = camera.homographies[:, :2, 2] / camera.homographies[:, 2:, 2]
     assert np.linalg.norm(np.diff(centre, axis=0), axis=1).sum() <= scale * 40 * 1.001
     roll = np.arctan2(camera.homographies[:, 1, 0], camera.homographies[:, 0, 0])
