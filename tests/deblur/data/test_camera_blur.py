@@ -192,7 +192,7 @@ def test_blurred_and_sharp_are_aligned(kind: CameraBlurSettings) -> None:
     for seed in range(6):
         sharp = picture(seed, 120, 200)
         # GOPRO's middle frame is the middle of the time, not of the path: an accelerated path is off its centre.
-        calm = replace(kind, frames_length=(0.0, 10.0), depth_share=0, object_share=0)
+        calm = replace(kind, shake_length=(3.0, 9.0), frames_length=(0.0, 2.0), depth_share=0, object_share=0)
         blurred = camera_blurred(sharp, seed, calm)
         shift, *_ = phase_cross_correlation(sharp.mean(axis=2), blurred.mean(axis=2), upsample_factor=20)
         assert abs(shift).max() <= 0.5, seed
@@ -250,7 +250,7 @@ def test_only_what_is_nearly_white_is_boosted() -> None:
 def test_a_highlight_leaves_a_saturated_trail(kind: CameraBlurSettings) -> None:
     night = np.full((90, 160, 3), 10, np.uint8)
     night[42:48, 76:84] = 255  # wider than the path is long: without a boost the trail's middle is white too
-    plain = replace(kind, shake_length=(60.0, 60.0), **fixed(60.0))
+    plain = replace(kind, shake_length=(7.5, 7.5), **fixed(7.5))
     lit = replace(plain, highlight_share=1, highlight_factor=(4.0, 4.0))
     for seed in range(4):
         white, boosted_white = ((camera_blurred(night, seed, which) == 255).all(axis=2).sum() for which in (plain, lit))

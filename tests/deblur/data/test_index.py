@@ -188,7 +188,9 @@ def test_a_rank_reads_the_tables_of_its_lanes_only(tmp_path: Path) -> None:
 def test_the_plan_of_ten_million_samples_uses_each_once() -> None:
     """On a sample of lanes: all positions of an epoch would take minutes."""
     plan = Plan(shard_sizes=(500,) * 20_000, batch_size=1000, seed=3)
-    places = {plan.sample(2, plan.position(lane, update)) for lane in range(0, 1000, 50) for update in range(0, 9000, 30)}
+    places = {
+        plan.sample(2, plan.position(lane, update)) for lane in range(0, 1000, 50) for update in range(0, 9000, 30)
+    }
     assert len(places) == 20 * 300
     assert plan.updates_per_epoch == 10_000
     for shard, nth in islice(places, 1000):
