@@ -1,5 +1,6 @@
 """How good the generator is now: PSNR and SSIM over the validation split, and a picture to look at."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ class Validator:
     def scores(self, generator: nn.Module) -> dict[str, float]:
         """Mean PSNR (dB) and SSIM of full frames over the validation split, restored and blurred; by `NAMES`.
 
-        Each picture is restored by one rank; all ranks must call it. {} without the split, or if no picture decodes.
+        Pairs without any blur are left out: their PSNR is infinite. Each picture is restored by one rank; all ranks
+        must call it. {} without the split, or if no picture decodes.
         """
         split = self._dataset.index.splits.get("validation")
         if split is None:
@@ -33,6 +35,8 @@ class Validator:
         sums = torch.zeros(len(NAMES) + 1, dtype=torch.float64, device=self._rank.device)
         mine = range(self._rank.rank, split.num_samples, self._rank.num_ranks)
         for pair in pairs_of(self._dataset, split, mine, self._threads, self._bad):
+            if np.array_equal(*pair):
+                continue
             blurred, sharp = (torch.from_numpy(side).permute(2, 0, 1)[None].to(self._rank.device) for side in pair)
             restored = _restore(generator, blurred)
             scores = [f(picture, sharp)[0] for picture in (restored, blurred) for f in (psnr, ssim)]
