@@ -75,4 +75,5 @@ def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    # By AMX or AVX512-BF16: convolutions are about twice as fast as in float32.
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -14,7 +14,6 @@ from skimage.registration import phase_cross_correlation
 
 from deblur.data.blur import kernel
 from deblur.data.camera_blur import (
-    SHORTEST,
     CameraBlurSettings,
     Layer,
     averaged,

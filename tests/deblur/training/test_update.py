@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -374,6 +375,11 @@ def test_in_bfloat16_gradients_point_where_those_of_float64_do(updates: int) -> 
     found = critic_gradient(recipe, updater.critic, *pictures, autocast=bfloat16).double()
     assert (found - expected).norm() < 0.2 * expected.norm()
     assert torch.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+def test_auto_is_bfloat16_where_the_processor_multiplies_it() -> None:
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    assert networks.in_bfloat16(Recipe(), torch.device("cpu")) == bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 def bfloat16() -> AbstractContextManager:
