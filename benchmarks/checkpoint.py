@@ -81,7 +81,7 @@ def _measure(settings: Settings, store: Store) -> dict[str, Any]:
     total = {mode: statistics.median(turn.total_s for turn in turns[mode]) for mode in MODES}
     saved = turns["beside"] + turns["waiting"]
     return {
-        "size_bytes": sum(int(part["bytes"]) for part in checkpoints.list()[-1].files.values()),
+        "size_bytes": sum(part.bytes for part in checkpoints.list()[-1].files.values()),
         "seconds_of_updates": round(total["none"], 3),
         "seconds_per_update": round(total["none"] / settings.updates, 3),
         "seconds_held_up_beside": round(total["beside"] - total["none"], 3),

@@ -18,10 +18,19 @@ from typing import TypeVar
 
 from cluster.errors import DamagedError, NotFound
 from cluster.storage.base import Store, join
+from cluster.storage.records import read_record
 
 MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a checkpoint: an object that the manifest vouches for."""
+
+    sha256: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Checkpoint:
 
     images_seen: int
     score: float | None
-    files: Mapping[str, Mapping[str, str | int]]
+    files: Mapping[str, Part]
     committed_at: float = 0.0
 
     @property
@@ -41,7 +50,7 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """Of all parts."""
-        return sum(int(file["bytes"]) for file in self.files.values())
+        return sum(part.bytes for part in self.files.values())
 
 
 @dataclass
@@ -147,7 +156,7 @@ class Checkpoints:
         """One verified part. Raises DamagedError or NotFound naming it."""
         key = f"{checkpoint.folder}/{name}"
         data = self._store.get(key)
-        if hashlib.sha256(data).hexdigest() != checkpoint.files[name]["sha256"]:
+        if hashlib.sha256(data).hexdigest() != checkpoint.files[name].sha256:
             raise DamagedError(f"{join(self._store.url, key)}: sha256 differs from the manifest's")
         return data
 
@@ -177,8 +186,7 @@ class Checkpoints:
         self._uncommitted |= keys
         for name, data in parts.items():
             self._store.put(f"{folder}/{name}", data)
-        files: dict[str, dict[str, str | int]]
-        files = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in parts.items()}
+        files = {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in parts.items()}
         checkpoint = Checkpoint(images_seen, score, files, committed_at=time.time())
         self._may_commit()
         self._store.put(manifest, json.dumps(asdict(checkpoint), indent=2).encode())
@@ -215,10 +223,14 @@ class Checkpoints:
         return (found for key in manifests if (found := self._read_manifest(key)))
 
     def _read_manifest(self, key: str) -> Checkpoint | None:
+        place = join(self._store.url, key)
         try:
-            return Checkpoint(**json.loads(self._store.get(key)))
-        except (NotFound, ValueError, TypeError) as error:
-            _log.warning("%s: skipped, the manifest cannot be read: %s", join(self._store.url, key), error)
+            checkpoint = read_record(Checkpoint, self._store.get(key), place)
+            if key != f"{checkpoint.folder}/{MANIFEST}":
+                raise DamagedError(f"{place}: is of {checkpoint.images_seen} images by its content")
+            return checkpoint
+        except (NotFound, DamagedError) as error:
+            _log.warning("damaged manifest, skipping its checkpoint: %s", error)
             return None
 
 

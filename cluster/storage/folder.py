@@ -37,6 +37,10 @@ class FolderStore:
             raise NotFound(f"{join(self.url, key)}: no such file") from None
         except PermissionError:
             raise InputError(f"{join(self.url, key)}: permission denied; make it readable for this user") from None
+        except OSError as error:
+            raise InputError(
+                f"{join(self.url, key)}: cannot be read ({error.strerror}); replace or remove it"
+            ) from error
 
     def put(self, key: str, data: bytes) -> None:
         self._write(key, data, os.replace)

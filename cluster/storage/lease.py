@@ -185,7 +185,7 @@ def _describe_holder(store: Store, token: int) -> str:
 
 def _newest_token(keys: list[str]) -> int:
     names = (key.removeprefix("lease/") for key in keys)
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
 
 def _key(token: int) -> str:

@@ -113,9 +113,9 @@ def _initial(settings: TrainSettings, run: Run, images_seen: int) -> tuple[Recip
 
     A run that resumes has both already: its source may be gone or have been trained on.
     """
-    if images_seen and (recorded := run.recorded()):
-        generator = recorded[0].generator if settings.init_from else settings.recipe.generator
-        return replace(settings.recipe, generator=generator), recorded[1].get("initial", "")
+    if images_seen and (recipe := run.recipe()):
+        origin, generator = run.origin(), recipe.generator if settings.init_from else settings.recipe.generator
+        return replace(settings.recipe, generator=generator), origin.initial if origin else ""
     if not settings.init_from:
         return settings.recipe, ""
     data = read_model(settings.init_from)

@@ -25,6 +25,7 @@ from cluster.errors import DamagedError, InputError, NotFound
 from cluster.storage import Retry, join, open_store
 from cluster.storage.checkpoints import Checkpoints
 from cluster.storage.lease import Lease, check_lease
+from cluster.storage.records import read_record
 from cluster.sync import ClusterState, Rank, Sync
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
@@ -106,18 +107,36 @@ class Run:
         self.store.put("recipe.json", recipes.to_json(recipe).encode())
 
     def _changes(self, recipe: Recipe, origin: Origin) -> list[str]:
-        if not (recorded := self.recorded()):
+        if not (old_recipe := self.recipe()):
             return []
-        old_recipe, old = recorded
-        moved = [f"{k}: {old.get(k, '')} -> {v}" for k, v in asdict(origin).items() if old.get(k, "") != v]
+        old = asdict(self.origin() or origin)
+        moved = [f"{k}: {old[k]} -> {v}" for k, v in asdict(origin).items() if old[k] != v]
         return recipes.difference(old_recipe, recipe) + moved
 
-    def recorded(self) -> tuple[Recipe, dict[str, str]] | None:
-        """The recipe and the fields of the origin that the run was started with; None before its first start."""
+    def recipe(self) -> Recipe | None:
+        """What the run was started with; None before its first start.
+
+        If its record is damaged, the newest checkpoint's. Raises InputError if there is none.
+        """
+        place = join(self.url, "recipe.json")
         try:
-            recipe = recipes.from_json(self.store.get("recipe.json"), join(self.url, "recipe.json"))
-            return recipe, json.loads(self.store.get("origin.json"))
+            return recipes.from_json(self.store.get("recipe.json"), place)
         except NotFound:
+            return None
+        except InputError as error:
+            if (kept := self.checkpoints.newest_part("recipe.json")) is None:
+                raise
+            _log.warning("damaged recipe, taking the newest checkpoint's: %s", error)
+            return recipes.from_json(kept, f"{place} of the newest checkpoint")
+
+    def origin(self) -> Origin | None:
+        """What the run learned from until now; None before its first start, or if its record is damaged."""
+        try:
+            return read_record(Origin, self.store.get("origin.json"), join(self.url, "origin.json"))
+        except NotFound:
+            return None
+        except DamagedError as error:
+            _log.warning("damaged origin: whether this is the run's dataset cannot be checked: %s", error)
             return None
 
     def write_targets(self, addresses: list[str]) -> None:
@@ -142,11 +161,11 @@ class Run:
 
     def _read_history(self) -> History | None:
         try:
-            return History(**{name: int(value) for name, value in json.loads(self.store.get("history.json")).items()})
+            return read_record(History, self.store.get("history.json"), join(self.url, "history.json"))
         except NotFound:
             return None
-        except (DamagedError, ValueError, TypeError, AttributeError) as error:
-            _log.warning("%s: unreadable, starting a new history: %s", join(self.url, "history.json"), error)
+        except DamagedError as error:
+            _log.warning("damaged history, starting a new one: %s", error)
             return None
 
     def record_progress(self, images_seen: int, preemption_notice: bool) -> None:
@@ -213,24 +232,26 @@ class Run:
 
     def metrics_until(self, images_seen: int) -> list[dict[str, Any]]:
         """The reports up to there; none before the first."""
-        try:
-            lines = self.store.get("metrics.jsonl").decode().splitlines()
-        except NotFound:
-            return []
-        return [line for line in map(json.loads, lines) if line["images_seen"] <= images_seen]
+        return [line for line in self._metrics() if line["images_seen"] <= images_seen]
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All reports written so far. Raises InputError naming the file if there are none."""
-        place = join(self.url, "metrics.jsonl")
-        try:
-            lines = [json.loads(line) for line in self.store.get("metrics.jsonl").decode().splitlines()]
-        except NotFound as error:
-            raise InputError(f"{place}: not found; name a run that has reported at least once") from error
-        except ValueError as error:
-            raise InputError(f"{place}: expected one JSON object per line ({error})") from error
-        if not lines:
-            raise InputError(f"{place}: empty; name a run that has reported at least once")
+        if not (lines := self._metrics()):
+            place = join(self.url, "metrics.jsonl")
+            raise InputError(f"{place}: has no reports; name a run that has reported at least once")
         return lines
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        """All reports that can be read: a power cut may have torn a line."""
+        try:
+            lines = self.store.get("metrics.jsonl").decode(errors="replace").splitlines()
+        except NotFound:
+            return []
+        found = [report for line in lines if (report := _report(line))]
+        if len(found) < len(lines):
+            place = join(self.url, "metrics.jsonl")
+            _log.warning("%s: left out %d damaged lines of %d", place, len(lines) - len(found), len(lines))
+        return found
 
 
 class ReadOnlyRun(Run):
@@ -262,6 +283,15 @@ def open_run(config: WorkerConfig, rank: Rank) -> Run:
     """The run as a rank sees it: rank 0 writes it."""
     kind = Run if rank.rank == 0 else ReadOnlyRun
     return kind(config.run.run_url, config.run.keep, lease=config.lease, retry=config.run.retry)
+
+
+def _report(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if it is damaged."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and type(found.get("images_seen")) is int else None
 
 
 def _is_not_finite(value: Any) -> bool:

@@ -24,7 +24,7 @@ def test_a_throttled_store_delays_training_by_the_upload_time(tmp_path: Path) ->
     )
     figures = json.loads(done.stdout.splitlines()[-1])
     (saved,) = Checkpoints(open_store(tmp_path / "benchmark")).list()
-    assert figures["size_bytes"] == sum(part["bytes"] for part in saved.files.values())
+    assert figures["size_bytes"] == sum(part.bytes for part in saved.files.values())
     assert figures["seconds_to_upload_waiting"] >= figures["size_bytes"] / 2e6 - 0.001  # rounded
     (none,), (waiting,) = (figures["total_s_of_each_turn"][way] for way in ("none", "waiting"))
     assert figures["seconds_held_up_waiting"] == pytest.approx(waiting - none, abs=0.002)

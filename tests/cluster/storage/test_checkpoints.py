@@ -1,5 +1,7 @@
 """Commit order, verification and retention, on folders and buckets."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -97,9 +99,40 @@ def test_a_checkpoint_with_a_missing_part_is_skipped(store: Store) -> None:
     assert found[0].images_seen == 8
 
 
-def test_an_unreadable_manifest_is_skipped(store: Store) -> None:
+MANIFEST = {"images_seen": 16, "score": None, "files": {"x": {"sha256": "0", "bytes": 1}}, "committed_at": 1.5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images_seen": "16"},
+        {"images_seen": 16.5},
+        {"images_seen": None},
+        {"images_seen": True},
+        {"images_seen": 24},
+        {"images_seen": -16},
+        {"score": "good"},
+        {"score": math.inf},
+        {"files": ["x"]},
+        {"files": {"x": {"sha256": 0, "bytes": 1}}},
+        {"files": {"x": {"bytes": 1}}},
+        {"committed_at": math.nan},
+    ],
+    ids=str,
+)
+def test_a_manifest_whose_fields_are_damaged_is_skipped(tmp_path: Path, change: dict[str, Any]) -> None:
+    store = open_store(tmp_path)
+    checkpoints = saved(store, 8)
+    store.put("checkpoints/000000000016/manifest.json", json.dumps(MANIFEST).encode())
+    assert [c.images_seen for c in checkpoints.list()] == [8, 16]
+    store.put("checkpoints/000000000016/manifest.json", json.dumps(MANIFEST | change).encode())
+    assert [c.images_seen for c in checkpoints.list()] == [8]
+
+
+@pytest.mark.parametrize("data", [b'{"images_seen": 16, ', b"", b"[]", b"\xff", b"[" * 100_000])
+def test_an_unreadable_manifest_is_skipped(store: Store, data: bytes) -> None:
     checkpoints = saved(store, 8, 16)
-    store.put("checkpoints/000000000016/manifest.json", b'{"images_seen": 16, ')
+    store.put("checkpoints/000000000016/manifest.json", data)
     assert [c.images_seen for c in checkpoints.list()] == [8]
 
 

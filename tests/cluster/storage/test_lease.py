@@ -55,6 +55,13 @@ def test_a_second_writer_is_refused_while_the_first_is_alive(store: Store) -> No
         first.wait()
 
 
+def test_names_that_are_no_tokens_are_passed_over(store: Store) -> None:
+    for name in ("٣", "²", "x", "1.tmp"):
+        store.put(f"lease/{name}", b"{}")
+    with acquire_lease(store.url, 1.0) as holder:
+        assert holder.lease.token == 1
+
+
 def test_a_released_lease_is_taken_over_without_waiting(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (1, 2, 3):
         with acquire_lease(store.url, expiry_s=600) as mine:

@@ -8,7 +8,8 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur.training.run import History, ReadOnlyRun, Run
+from deblur.config.recipes import Recipe, to_json
+from deblur.training.run import History, Origin, ReadOnlyRun, Run
 
 
 def start(folder: Path, images_seen: int) -> Run:
@@ -61,7 +62,51 @@ def test_a_history_that_cannot_be_written_does_not_stop_training(
 def test_a_history_that_cannot_be_read_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(tmp_path, 0).store.put("history.json", b'{"images_seen": 8, "rest')
     assert written(start(tmp_path, 8)) == History(images_seen=8)
-    assert "history.json: unreadable" in caplog.text
+    assert "history.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\xff\xfe", b'{"images_seen": Infinity}', b'{"images_seen": 1e999}', b"[]", b'{"restarts": "1"}']
+)
+def test_a_damaged_history_or_origin_is_set_aside(tmp_path: Path, bad: bytes) -> None:
+    run, origin = start(tmp_path, 0), Origin(dataset="d", features="f")
+    written(run)
+    run.begin(Recipe(), origin)
+    assert run.origin() == origin
+    run.store.put("history.json", bad)
+    run.store.put("origin.json", bad)
+    assert written(start(tmp_path, 8)) == History(images_seen=8)
+    assert run.origin() is None
+    run.check(Recipe(), origin)
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        run.check(Recipe(seed=1), origin)
+
+
+def test_a_damaged_recipe_is_taken_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    run, recipe = start(tmp_path, 0), Recipe(seed=3)
+    run.begin(recipe, Origin(dataset="d", features="f"))
+    run.store.put("recipe.json", b'{"seed": ')
+    with pytest.raises(InputError, match=r"recipe\.json: "):
+        run.recipe()
+    run.checkpoints.save(8, {"recipe.json": to_json(recipe).encode()})
+    run.checkpoints.wait()
+    assert run.recipe() == recipe
+
+
+def test_damaged_lines_of_metrics_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = start(tmp_path, 0)
+    lines = [
+        b'{"images_seen": 4}',
+        b"",
+        b'{"images_seen": 8, "ps',
+        b"\xff\xfe",
+        b'{"images_seen": "12"}',
+        b"3",
+        b'{"images_seen": 16}',
+    ]
+    run.store.put("metrics.jsonl", b"\n".join(lines))
+    assert run.metrics_until(16) == [{"images_seen": 4}, {"images_seen": 16}]
+    assert "left out 5 damaged lines of 7" in caplog.text
 
 
 def test_state_has_the_newest_checkpoint_of_an_earlier_start(tmp_path: Path) -> None:
