@@ -23,6 +23,7 @@ from typing import Any
 
 from cluster.errors import InputError
 
+CODE = "Error-Code"  # the header that says in one word what the sentence of a refusal says
 LINGER_S = 5.0  # how long a rejected client may keep sending: most read the response only afterwards
 PROXY_PATHS = ("/-/healthz", "/-/routes")  # answered by the proxy itself
 # Headers with which a client would control Serve's proxy.
@@ -93,10 +94,10 @@ def middlewares() -> list[Any]:
 
 
 class _Rejected(Exception):
-    def __init__(self, status: int, sentence: str, *, is_sending: bool = False) -> None:
+    def __init__(self, status: int, code: str, sentence: str, *, is_sending: bool = False) -> None:
         """`is_sending`: the client may still be sending its body."""
         super().__init__(sentence)
-        self.status, self.is_sending = status, is_sending
+        self.status, self.code, self.is_sending = status, code, is_sending
 
 
 class Gate:
@@ -129,7 +130,8 @@ class Gate:
         """The complete body, or None if the client disconnects."""
         limit, content_length = self.limits.body_bytes, _content_length(scope)
         if content_length > limit:
-            raise _Rejected(413, f"The body has {content_length} bytes; the limit is {limit}.", is_sending=True)
+            sentence = f"The body has {content_length} bytes; the limit is {limit}."
+            raise _Rejected(413, "too-many-bytes", sentence, is_sending=True)
         held.reserve(content_length)
         body = bytearray()
         try:
@@ -140,13 +142,14 @@ class Gate:
                         return None
                     body += message.get("body", b"")
                     if len(body) > limit:
-                        raise _Rejected(413, f"The body has more than {limit} bytes.", is_sending=True)
+                        sentence = f"The body has more than {limit} bytes."
+                        raise _Rejected(413, "too-many-bytes", sentence, is_sending=True)
                     held.reserve(len(body))
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
             sentence = f"The upload took longer than {self.limits.upload_s:g} s; use a faster connection."
-            raise _Rejected(408, sentence) from None
+            raise _Rejected(408, "slow-upload", sentence) from None
 
     async def _call_app(self, scope: Message, body: bytes, receive: Receive) -> list[Message]:
         """The complete response of the service."""
@@ -164,11 +167,12 @@ class Gate:
                 _log.exception("%s %s failed", scope["method"], scope["path"])
         if not response or response[-1]["type"] != "http.response.body" or response[-1].get("more_body", False):
             reason = f"did not respond within {self.limits.answer_s:g} s" if limit.expired() else "lost this request"
-            raise _Rejected(503, f"The service {reason}; send it again.")
+            raise _Rejected(503, "failed", f"The service {reason}; send it again.")
         return response
 
     async def _reject(self, rejected: _Rejected, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+        headers.append((CODE.lower().encode(), rejected.code.encode()))
         if rejected.status == 503:
             headers.append((b"retry-after", str(self.limits.retry_after_s).encode()))
         await send({"type": "http.response.start", "status": rejected.status, "headers": headers})
@@ -197,7 +201,8 @@ class _HeldBytes:
     def reserve(self, size: int) -> None:
         """Holds at least `size` bytes. Raises _Rejected above the gate's limit."""
         if self._gate.held_bytes + max(0, size - self._bytes) > self._gate.limits.held_bytes:
-            raise _Rejected(503, "Too many requests are waiting; send it again in a moment.", is_sending=True)
+            sentence = "Too many requests are waiting; send it again in a moment."
+            raise _Rejected(503, "busy", sentence, is_sending=True)
         self.set(max(size, self._bytes))
 
     def set(self, size: int) -> None:

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import pathspec
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -183,3 +184,13 @@ def test_what_is_measured_on_a_bare_machine_needs_little(theme: str) -> None:
         import benchmarks.{theme}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
+
+
+def test_a_job_takes_along_the_code_and_nothing_else() -> None:
+    ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".rayignore").read_text().splitlines())
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    sent = {path for path in listed.stdout.splitlines() if not ignored.match_file(path)}
+    assert {path.partition("/")[0] for path in sent} == {"deblur", "cluster", "benchmarks", "pyproject.toml"}
+    assert {"deblur/train.py", "deblur/models/embedded.safetensors", "cluster/storage/s3.py"} <= sent
+    for path in (".git/objects/x", "runs/r/checkpoints/x", "data/train/0.tar", "photos.zip", ".venv/bin/python"):
+        assert ignored.match_file(path)

@@ -193,9 +193,13 @@ def test_invalid_request_is_rejected_in_one_sentence(service: str, name: str) ->
     assert "\n" not in sentence
     assert "<_io" not in sentence
     assert answer_headers["content-type"] == "text/plain; charset=utf-8"
+    assert re.fullmatch("[a-z-]+", answer_headers["error-code"])
 
 
 GOOD: dict[str, tuple[Callable[[], bytes], dict[str, str], str]] = {
+    "JPEG as image/jpg": (lambda: JPEG, {"Content_Type": "image/jpg"}, "RGB"),
+    "JPEG as image/pjpeg": (lambda: JPEG, {"Content_Type": "image/pjpeg"}, "RGB"),
+    "JPEG as bytes": (lambda: JPEG, {"Content_Type": "application/octet-stream"}, "RGB"),
     "CMYK JPEG": (lambda: encoded(PIL.Image.fromarray(PHOTO).convert("CMYK"), "JPEG"), {}, "RGB"),
     "16-bit PNG": (lambda: encoded(PHOTO[..., 0].astype(np.uint16) * 257), {}, "L"),
     "1-bit PNG": (lambda: encoded(PIL.Image.fromarray(PHOTO).convert("1")), {}, "L"),

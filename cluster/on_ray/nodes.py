@@ -38,8 +38,9 @@ class Group:
 def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
     """Waits for free, responding nodes and prints what is missing; returns the group to start.
 
-    Raises InputError if there are too few after `wait_s`.
+    Raises InputError if there are too few after `wait_s`, and at once if there are nodes, all of them too small.
     """
+    _refuse_small_nodes(placement)
     least, autoscales = placement.min_nodes or placement.nodes, os.environ.get(AUTOSCALES) == "1"
     start = enough_at = time.monotonic()
     printed, settled = "", False
@@ -147,8 +148,21 @@ def _is_created(group: PlacementGroup) -> bool:
 def _remedy(placement: Placement, present: int) -> str:
     ranks = placement.ranks_per_node
     needs = "a GPU or a CPU" if ranks is None else f"resources for {ranks} ranks"
-    fewer = f" or use --nodes {present} or --min-nodes {present}" if present else ""
+    fewer = "".join(f" or use {flag} {present}" for flag in placement.flags) if present else ""
     return f"each needs {needs}; add nodes{fewer} (--wait-s {placement.wait_s:.0f})"
+
+
+def _refuse_small_nodes(placement: Placement) -> None:
+    """An autoscaler may still start larger ones."""
+    nodes = [node["Resources"] for node in _alive_nodes() if node["Resources"].get("CPU")]
+    if os.environ.get(AUTOSCALES) == "1" or not nodes or any(_share(node, placement) for node in nodes):
+        return
+    largest = max(nodes, key=lambda node: (node.get("GPU", 0), node["CPU"]))
+    has = " and ".join(f"{int(largest[kind])} {kind}s" for kind in ("CPU", "GPU") if largest.get(kind))
+    ranks, flag = placement.ranks_per_node or 1, "--ranks-per-node"
+    if placement.groups_per_node > 1:
+        ranks, flag = ranks * placement.groups_per_node, "--trials-per-node"
+    raise InputError(f"no node is large enough for {ranks} ranks: the largest has {has}; lower {flag}, or add nodes")
 
 
 def _any_busy() -> bool:

@@ -25,3 +25,5 @@ class Placement:
     wait_s: float = 600.0
     groups_per_node: int = 1
     shared_cluster: bool = False
+    flags: tuple[str, ...] = ("--nodes",)
+    """Of the command, that choose the number of nodes; for messages."""

@@ -24,7 +24,7 @@ from torch import nn
 
 from cluster.errors import InputError
 from cluster.exporter import Metrics
-from cluster.gate import Application, Limits
+from cluster.gate import CODE, Application, Limits
 from deblur.app.batching import Batcher, most_pixels
 from deblur.app.media import ACCEPTED, SUFFIXES, TYPES, NotAcceptable, answer_type
 from deblur.data.photographs import Animated, read_photograph
@@ -113,8 +113,8 @@ class Web:
             response = _rejection(error)
         except Exception:
             _log.exception("restoring a picture failed")
-            message = "The picture could not be processed now; send it again."
-            response = PlainTextResponse(message, 503, {"Retry-After": str(Limits.retry_after_s)})
+            response = _refusal(503, "failed", "The picture could not be processed now; send it again.")
+            response.headers["Retry-After"] = str(Limits.retry_after_s)
         finally:
             self._running -= 1
         self._metrics.add("deblur_service_requests_total", 1, str(response.status_code))
@@ -224,34 +224,42 @@ async def _unchanged(picture: np.ndarray) -> np.ndarray:
 
 
 def _check_type(content_type: str) -> None:
+    """Clients do not agree on the names of formats, as image/jpg: the content decides which picture it is."""
     kind = content_type.partition(";")[0].strip().lower()
-    if kind and kind not in ACCEPTED and kind != "application/octet-stream":
+    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
         # Forms would need a parser, and every client can send a plain file.
         example = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
-        raise HTTPException(
-            415, f"The body is {kind}; send the plain bytes of one of {', '.join(ACCEPTED)}, as in: {example}"
-        )
+        sentence = f"The body is {kind}; send the plain bytes of one of {', '.join(ACCEPTED)}, as in: {example}"
+        raise HTTPException(415, sentence, {CODE: "unsupported-type"})
 
 
 def _inspect(data: bytes, max_pixels: int) -> tuple[str, int]:
     """Media type and number of pixels of a picture, from its header."""
     if not data:
-        raise HTTPException(400, "The body is empty; send a picture.")
+        raise HTTPException(400, "The body is empty; send a picture.", {CODE: "empty"})
     picture = open_picture(data, NAME, max_pixels)
     width, height = picture.size
     if picture.format not in TYPES:
-        raise HTTPException(415, f"{NAME} is a {picture.format}; send one of {', '.join(ACCEPTED)}.")
+        sentence = f"{NAME} is a {picture.format}; send one of {', '.join(ACCEPTED)}."
+        raise HTTPException(415, sentence, {CODE: "unsupported-type"})
     return TYPES[picture.format], width * height
 
 
 def _rejection(error: HTTPException | InputError | NotAcceptable) -> Response:
     """What is wrong with a request, as a response."""
     if isinstance(error, HTTPException):
-        return PlainTextResponse(error.detail, error.status_code)
+        return PlainTextResponse(error.detail, error.status_code, error.headers)
     if isinstance(error, Animated):
-        return PlainTextResponse(f"{error}, or send it to restore?first_frame=1", 422)
-    status = 413 if isinstance(error, TooLarge) else 406 if isinstance(error, NotAcceptable) else 400
-    return PlainTextResponse(str(error), status)
+        return _refusal(422, "animated", f"{error}, or send it to restore?first_frame=1")
+    if isinstance(error, TooLarge):
+        return _refusal(413, "too-many-pixels", str(error))
+    if isinstance(error, NotAcceptable):
+        return _refusal(406, "not-acceptable", str(error))
+    return _refusal(400, "undecodable", str(error))
+
+
+def _refusal(status: int, code: str, sentence: str) -> Response:
+    return PlainTextResponse(sentence, status, {CODE: code})
 
 
 def _file(name: str, kind: str) -> Endpoint:

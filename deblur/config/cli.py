@@ -1,5 +1,6 @@
 """Settings that training and search share, and how flags become settings."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -67,6 +68,15 @@ class SharedSettings:
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
 
+    def a_name(self, name: str) -> None:
+        """Raises InputError if a field is no name of a folder below the root of runs."""
+        value = getattr(self, name)
+        if value and not all(_NAME.fullmatch(part) for part in value.split("/")):
+            raise InputError(
+                f"--{name} {value}: not a name; use letters, digits and . _ - + = @ with a letter, a digit or _ first, "
+                "at most 100, perhaps several such parts separated by /"
+            )
+
     def at_least_one(self, name: str) -> None:
         """Raises InputError if a field is a number below 1."""
         value = getattr(self, name)
@@ -75,6 +85,7 @@ class SharedSettings:
 
 
 Kind = TypeVar("Kind", bound=SharedSettings)
+_NAME = re.compile(r"\w[\w.+=@-]{0,99}")  # of a part: also a label in Prometheus, a key in S3
 
 
 def parse(kind: type[Kind], arguments: Sequence[str], program: str, description: str) -> Kind:

@@ -16,6 +16,7 @@ from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.weights import encode_generator, refuse_other_tensors
 
+_CONSTANT = 0.01  # standard deviation of values in [-1, 1], about one level of 255
 EMBEDDED = "embedded"  # the default of --model
 _EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
 
@@ -60,7 +61,7 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     """The generator of a safetensors file's bytes, in eval mode. Nothing in the file is executed.
 
     The recipe is in the file's metadata. Raises InputError naming `url`, where the bytes are from, and the first tensor
-    that does not match the recipe.
+    that does not match the recipe or is not finite; also for a network that restores nothing but a flat picture.
     """
     generator = build_generator(read_recipe(data, url))
     try:
@@ -68,8 +69,15 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     except safetensors.SafetensorError as error:
         raise InputError(f"{url}: damaged safetensors file ({error}); copy it again") from error
     refuse_other_tensors(generator.state_dict(), weights, url, "its recipe describes another one; copy it again")
+    if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+        raise InputError(f"{url}: {bad} has numbers that are not finite; take an earlier checkpoint, or copy it again")
     generator.load_state_dict(weights)
-    return generator.to(device).eval()
+    generator = generator.to(device).eval()
+    with torch.inference_mode():
+        noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        if not generator(noise.to(device)).clamp(-1, 1).std() > _CONSTANT:
+            raise InputError(f"{url}: makes the same flat picture of every picture; take an earlier checkpoint")
+    return generator
 
 
 def read_recipe(data: bytes, url: str) -> Recipe:

@@ -43,6 +43,7 @@ class TuneSettings(SharedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.a_name("search")
         for name in ("trials", "nodes_per_trial", "trials_per_node", "at_once", "grace_images"):
             self.at_least_one(name)
         if self.nodes_per_trial > 1 and self.trials_per_node > 1:
@@ -62,6 +63,7 @@ class TuneSettings(SharedSettings):
             groups_per_node=self.trials_per_node,
             wait_s=self.wait_s,
             shared_cluster=True,
+            flags=("--nodes-per-trial",),
         )
 
     def of_trial(self, run: str, recipe: Recipe) -> TrainSettings:

@@ -36,6 +36,7 @@ class TrainSettings(SharedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.a_name("run")
         self.at_least_one("nodes")
         self.at_least_one("min_nodes")
         if self.min_nodes and self.min_nodes > self.nodes:
@@ -47,7 +48,11 @@ class TrainSettings(SharedSettings):
     def placement(self) -> Placement:
         """Where the ranks go."""
         return Placement(
-            nodes=self.nodes, min_nodes=self.min_nodes, ranks_per_node=self.ranks_per_node, wait_s=self.wait_s
+            nodes=self.nodes,
+            min_nodes=self.min_nodes,
+            ranks_per_node=self.ranks_per_node,
+            wait_s=self.wait_s,
+            flags=("--nodes", "--min-nodes"),
         )
 
 

@@ -147,7 +147,7 @@ def origin_of(dataset: Dataset, features: Features | None) -> Origin:
 def train_rank(config: WorkerConfig, rank: Rank, sync: Sync) -> bool:
     """What each rank does. Returns whether the end of the recipe was reached."""
     run = open_run(config, rank)
-    metrics = run_metrics(run.name, str(rank.rank))
+    metrics = run_metrics(config.run.name, str(rank.rank))
     port = config.run.metrics_port
     with exporter.served(metrics, rank.host, port, 1 + rank.rank_of_node) as address:
         run.write_targets([config.driver_metrics, *sync.gather(address)])
@@ -193,7 +193,7 @@ def _check_access(settings: TrainSettings, job: Job) -> None:
 
 
 def _start(settings: TrainSettings, job: Job, holder: Holder, placement: Placement, callbacks: Sequence[Any]) -> None:
-    metrics = run_metrics(job.run.name, "driver")
+    metrics = run_metrics(job.config.name, "driver")
     metrics.set("deblur_ranks_wanted", _ranks_requested(settings))
     if _needs_ray(settings):
         _launch(job, holder, metrics, placement, callbacks)

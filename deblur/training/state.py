@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cluster.errors import InputError
+from cluster.errors import Diverged, InputError
 from cluster.storage.checkpoints import Checkpoint
 from cluster.sync import Rank, Sync
 from deblur.config import recipes
@@ -50,8 +50,14 @@ def load(updater: Updater, fresh: dict[str, Any], run: Run, sync: Sync, rank: Ra
 
 
 def save(updater: Updater, recipe: Recipe, images_seen: int, run: Run, score: float | None) -> None:
-    """Starts the upload of a checkpoint by the rank that writes the run."""
+    """Starts the upload of a checkpoint by the rank that writes the run. Raises Diverged if weights are not finite."""
     if run.writes:
+        for name, tensor in updater.result.state_dict().items():
+            if not tensor.isfinite().all():
+                raise Diverged(
+                    f"{run.url}: {name} is not finite at {images_seen:,} images, so there is no checkpoint; lower the "
+                    "learning rates (--allow-recipe-change) or choose --precision float32"
+                )
         run.save(images_seen, checkpoint_parts(updater, recipe, images_seen), score)
 
 

@@ -104,8 +104,8 @@ def test_response_that_takes_too_long_is_answered_with_retry_after(app: Applicat
 def test_client_that_sends_a_too_large_body_before_it_reads_gets_413() -> None:
     with gated(echo, body_bytes=1000, held_bytes=5000) as port:
         assert post(port, bytes(1000))[0] == 200
-        status, sentence, _ = post(port, bytes(20_000_000))
-        assert status == 413
+        status, sentence, headers = post(port, bytes(20_000_000))
+        assert (status, headers["error-code"]) == (413, "too-many-bytes")
         assert b"20000000" in sentence
         assert b" 1000." in sentence
 
@@ -116,7 +116,7 @@ def test_bodies_are_held_up_to_a_limit_and_released() -> None:
         first.start()
         time.sleep(0.2)
         status, sentence, headers = post(port, bytes(600))
-        assert (status, headers["retry-after"]) == (503, "5")
+        assert (status, headers["retry-after"], headers["error-code"]) == (503, "5", "busy")
         assert b"Too many" in sentence
         first.join()
         assert b"0.5 s" in post(port, bytes(600))[1]  # it reached the app

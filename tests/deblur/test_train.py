@@ -109,6 +109,10 @@ def test_what_cannot_work_is_refused_before_any_work(
         (["--nodes", "0"], r"--nodes is 0; it must be at least 1"),
         (["--min-nodes", "3", "--nodes", "2"], r"--min-nodes 3 is more than --nodes 2"),
         (["--storage-wait-s", "900"], r"--storage-wait-s is 900\.0; .* between 0 and 300"),
+        (["--run", "../escape"], r"--run \.\./escape: not a name"),
+        (["--run", "/tmp/x"], r"--run /tmp/x: not a name"),
+        (["--run", "a{b}"], r"--run a\{b\}: not a name"),
+        (["--run", "a//b"], r"--run a//b: not a name"),
         (["--max-bad-share", "1.5"], r"--max-bad-share is 1\.5; it must lie between 0 and 1"),
     ],
 )

@@ -13,10 +13,12 @@ import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.util.placement_group import placement_group_table
 
+from cluster.errors import InputError
 from cluster.local import MARK, RAY, free_port, kill_processes
 from cluster.on_ray import launch, nodes
 from cluster.on_ray.placement import AUTOSCALES, Placement
 from cluster.sync import Rank, Sync
+from deblur.search.config import TuneSettings
 
 
 @pytest.fixture
@@ -105,5 +107,32 @@ def test_a_node_that_becomes_free_while_nodes_are_chosen_is_not_left_out(monkeyp
     free = {"NodeID": "joined", "Resources": {"CPU": 1}}, {"NodeID": "of the last ranks", "Resources": {"CPU": 1}}
     monkeypatch.setattr(nodes, "_any_busy", lambda: not next(answers))
     monkeypatch.setattr(nodes, "free_nodes", lambda *_: list(free[: 1 + next(answers)]))
+    monkeypatch.setattr(nodes, "_alive_nodes", lambda: list(free))
     monkeypatch.setattr(nodes, "_remove_orphaned_placement_groups", lambda: None)
     assert nodes.wait_for_nodes(Placement(nodes=2, min_nodes=1)).nodes == 2
+
+
+@pytest.mark.parametrize(
+    ("placement", "flag"),
+    [
+        (Placement(ranks_per_node=3, wait_s=0), "3 ranks: the largest has 2 CPUs; lower --ranks-per-node"),
+        (Placement(groups_per_node=5, wait_s=0), "5 ranks: the largest has 2 CPUs; lower --trials-per-node"),
+    ],
+)
+def test_ranks_that_fit_on_no_node_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, placement: Placement, flag: str
+) -> None:
+    monkeypatch.setattr(nodes, "_alive_nodes", lambda: [{"Resources": {}}, {"Resources": {"CPU": 2.0}}])
+    with pytest.raises(InputError, match=flag):
+        nodes.wait_for_nodes(placement)
+
+
+def test_a_missing_node_is_asked_for_with_the_flags_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"NodeID": "n", "Resources": {"CPU": 2}}
+    monkeypatch.setattr(nodes, "_alive_nodes", lambda: [node])
+    monkeypatch.setattr(nodes, "_any_busy", lambda: False)
+    monkeypatch.setattr(nodes, "free_nodes", lambda *_: [node])
+    monkeypatch.setattr(nodes, "_remove_orphaned_placement_groups", lambda: None)
+    searching = TuneSettings(nodes_per_trial=3, wait_s=0).placement
+    with pytest.raises(InputError, match=r"1 of 3 nodes are available.* --nodes-per-trial 1 "):
+        nodes.wait_for_nodes(searching)

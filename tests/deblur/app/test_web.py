@@ -71,8 +71,8 @@ def test_a_picture_goes_through_the_generator() -> None:
 
 def test_picture_above_the_limit_of_the_replica_is_rejected() -> None:
     with client(Fragile(), max_pixels=599) as (port, _):
-        status, sentence, _ = restore(port, picture(0, 20, 30))
-    assert status == 413
+        status, sentence, headers = restore(port, picture(0, 20, 30))
+    assert (status, headers["error-code"]) == (413, "too-many-pixels")
     assert b"30x20" in sentence
     assert b"599 pixels" in sentence
 

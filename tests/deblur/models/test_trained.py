@@ -78,3 +78,15 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, nam
         load_model(str(path), CPU)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"), [(float("nan"), "last.bias has numbers that are not finite"), (100.0, "same flat picture")]
+)
+def test_a_model_that_has_diverged_is_refused(tmp_path: Path, bias: float, message: str) -> None:
+    weights = build_generator(RECIPE).state_dict()
+    weights["last.bias"] = torch.full_like(weights["last.bias"], bias)
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(encode_generator(weights, RECIPE))
+    with pytest.raises(InputError, match=message):
+        load_model(str(path), CPU)
