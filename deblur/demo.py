@@ -50,7 +50,7 @@ def demo(settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
     )
     trained = time.monotonic()
 
-    # The last checkpoint counts, whatever validation said of others; the photograph is in no other split.
+    # The best checkpoint by validation counts; this photograph is in no other split.
     dataset = open_dataset(data)
     split = dataset.index.splits["test"]
     blurred, sharp = next(pairs_of(dataset, split, range(1), 1))

@@ -15,7 +15,7 @@ from deblur.models.trained import export
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     model: tyro.conf.Positional[str]
-    """A run (folder or s3:// URL), whose newest checkpoint is taken, or a generator.safetensors."""
+    """A run (folder or s3:// URL), one of its checkpoints/N folders, or a generator.safetensors."""
     out: str
     """File or s3:// URL to write, ending in .safetensors."""
 

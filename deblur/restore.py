@@ -1,8 +1,8 @@
 """Restores photographs: python -m deblur.restore IN... --out DIR [--model runs/RUN]
 
 Files, folders and buckets, of any size; sub-folders and names are kept. The output has the EXIF orientation applied, is
-grey if the input is grey, and keeps alpha and colour profile; other metadata is dropped. 16-bit pictures become 8-bit,
-CMYK and palettes become RGB.
+grey if the input is grey, and keeps alpha, colour profile, and date, camera, place and author (--strip drops these).
+16-bit pictures become 8-bit, CMYK and palettes become RGB.
 
   python -m deblur.restore s3://bucket/in --out s3://bucket/out --model s3://bucket/runs/RUN --nodes 4
 

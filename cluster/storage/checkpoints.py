@@ -140,6 +140,12 @@ class Checkpoints:
         """One part of the newest checkpoint in which this part verifies."""
         return self._newest(self.list(), lambda checkpoint: self.load_part(checkpoint, name))
 
+    def best_part(self, name: str) -> bytes | None:
+        """One part of the checkpoint with the best score, or of the newest if none has one, in which it verifies."""
+        lowest = float("-inf")
+        best_last = sorted(self.list(), key=lambda c: (lowest if c.score is None else c.score, c.images_seen))
+        return self._newest(best_last, lambda checkpoint: self.load_part(checkpoint, name))
+
     def _newest(self, checkpoints: Iterable[Checkpoint], load: Callable[[Checkpoint], _T]) -> _T | None:
         for checkpoint in reversed([*checkpoints]):
             try:

@@ -27,8 +27,8 @@ class Service:
     """Settings of each replica; on a cluster `args` of the Serve configuration."""
 
     model: str = EMBEDDED
-    """A run (folder or s3:// URL; its newest checkpoint at the start of a replica), or a generator.safetensors;
-    default: the model inside this package."""
+    """A run (folder or s3:// URL), which gives its best checkpoint at the start of a replica, one of its checkpoints/N
+    folders, or a generator.safetensors; default: the model inside this package."""
     device: str = "auto"
     """cpu or cuda; auto is a GPU if there is one."""
     max_replicas: int | None = None

@@ -5,15 +5,23 @@ Training decodes what packing wrote with pictures.py.
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 
 from cluster.errors import InputError
 from deblur.data.pictures import open_picture
+
+_TAGS = PIL.ExifTags.Base
+# A TIFF's other tags describe how its pixels are stored.
+_KEPT = {_TAGS.DateTime, _TAGS.Make, _TAGS.Model, _TAGS.Software, _TAGS.Artist, _TAGS.Copyright, _TAGS.ImageDescription}
+# Of the picture before it was turned; MakerNote has offsets into the old file, and may be long.
+_DROPPED = {_TAGS.ExifImageWidth, _TAGS.ExifImageHeight, _TAGS.MakerNote}
+_LONGEST_EXIF = 65_000  # bytes, in a JPEG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,8 @@ class Photograph:
     grey: bool
     profile: bytes | None
     """ICC profile of the pixels."""
+    exif: bytes = b""
+    """When, where, with what and by whom it was taken; nothing that is wrong once the picture is upright."""
 
 
 class Animated(InputError):
@@ -45,7 +55,7 @@ def read_photograph(data: bytes, name: str, max_pixels: int | None = None, *, fi
     if picture.mode in ("I", "F"):
         raise InputError(f"{name}: has 32 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits")
     try:
-        return _photograph(_upright(picture))
+        return replace(_photograph(_upright(picture)), exif=_exif(picture))
     except Exception as error:
         raise InputError(f"{name}: does not decode ({error}); replace or remove it") from error
 
@@ -60,6 +70,22 @@ def _photograph(picture: PIL.Image.Image) -> Photograph:
     alpha = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
     pixels = np.array(picture.convert("RGBA" if alpha is not None else "RGB"))[..., :3]
     return Photograph(pixels=pixels, alpha=alpha, grey=grey, profile=profile)
+
+
+def _exif(picture: PIL.Image.Image) -> bytes:
+    kept, found = PIL.Image.Exif(), False
+    try:
+        given = picture.getexif()
+        for tag in _KEPT & set(given):
+            kept[tag], found = given[tag], True
+        for ifd in (PIL.ExifTags.IFD.Exif, PIL.ExifTags.IFD.GPSInfo):
+            if values := {tag: value for tag, value in given.get_ifd(ifd).items() if tag not in _DROPPED}:
+                kept.get_ifd(ifd).update(values)
+                found = True
+        data = kept.tobytes() if found else b""
+    except Exception:  # damaged EXIF raises many kinds of errors
+        return b""
+    return data if len(data) <= _LONGEST_EXIF else b""
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:

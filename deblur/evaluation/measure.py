@@ -24,7 +24,8 @@ from deblur.models.trained import EMBEDDED, load_model, pick_device
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     model: str = EMBEDDED
-    """A run (folder or s3:// URL), or a generator.safetensors; default: the model inside this package."""
+    """A run (folder or s3:// URL), which gives its best checkpoint, one of its checkpoints/N folders, or a
+    generator.safetensors; default: the model inside this package."""
     data: str | None = None
     """Root of a packed dataset, folder or s3:// URL [env DEBLUR_DATA]."""
     blurred: str | None = None

@@ -36,15 +36,18 @@ class RestoreSettings:
     inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IN...")]]
     """Photographs, folders, and s3://bucket/prefix URLs."""
     out: str
-    """Folder or s3://bucket/prefix for the restored photographs."""
+    """Folder or s3://bucket/prefix for the restored photographs; for a single one perhaps its file."""
     model: str = EMBEDDED
-    """A run (folder or s3:// URL), or a generator.safetensors; default: the model inside this package."""
+    """A run (folder or s3:// URL), which gives its best checkpoint, one of its checkpoints/N folders, or a
+    generator.safetensors; default: the model inside this package."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto: a GPU if available."""
     tile: int = 0
     """Side of tiles in pixels; 0 uses tiles only if a photograph is large or GPU memory is short."""
     max_megapixels: float = 256
     """Largest photograph that is decoded; each megapixel takes about 15 MB of memory."""
+    strip: bool = False
+    """Leave out when, where and with what a photograph was taken (EXIF)."""
     first_frame: bool = False
     """Take GIFs, and of every animated picture the first frame."""
     overwrite: bool = False
@@ -87,13 +90,17 @@ def restore_photographs(settings: RestoreSettings) -> list[str]:
 
     Raises InputError for what is wrong with the inputs, the outputs or the model, before any work.
     """
-    settings = replace(settings, out=absolute(settings.out))
-    photos = plan(settings.inputs, settings.out, settings.first_frame)
+    folder, name = _folder_and_name(settings)
+    settings = replace(settings, out=folder)
+    photos = plan(settings.inputs, folder, settings.first_frame, name)
     model = read_model(settings.model)
     if settings.model == EMBEDDED:
         print("model    the one inside this package (docs/embedded-model.md); --model chooses another", flush=True)
     build_model(model, settings.model, torch.device("cpu"))  # a bad model is refused before any node is requested
-    left = left_to_do(photos, open_store(settings.out), model, settings)
+    store = open_store(folder)
+    if name and name in store.list(name) and not settings.overwrite:
+        raise InputError(f"--out {join(folder, name)}: exists; choose another name, or add --overwrite")
+    left = photos if name else left_to_do(photos, store, model, settings)
     with logging_redirect_tqdm():
         failures = restore(left, model, settings) if left else []
     existing = f", {len(photos) - len(left)} already existed" if len(left) < len(photos) else ""
@@ -120,6 +127,7 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
                 settings.tile,
                 int(settings.max_megapixels * 1e6),
                 settings.first_frame,
+                settings.strip,
             )
             store(settings.out).put(photo.target, restored)
         except TooLarge as error:
@@ -148,20 +156,25 @@ def restore_file(
     tile: int = 0,
     max_file_pixels: int | None = None,
     first_frame: bool = False,
+    strip: bool = False,
 ) -> bytes:
     """The restored photograph as a file in the suffix's format. Raises InputError with its name."""
     photograph = read_photograph(data, name, max_file_pixels, first_frame=first_frame)
     max_pixels, side = (0, tile) if tile else (None, TILE)
     restored = restore_picture(generator, photograph.pixels, device=device, max_pixels=max_pixels, tile=side)
-    return write_photograph(photograph, restored, name, suffix)
+    return write_photograph(photograph, restored, name, suffix, keep_exif=not strip)
 
 
-def plan(inputs: Sequence[str], out: str, first_frame: bool = False) -> list[Photo]:
-    """All photographs of the inputs. Raises InputError if two outputs coincide or an input would be overwritten."""
+def plan(inputs: Sequence[str], out: str, first_frame: bool = False, name: str = "") -> list[Photo]:
+    """All photographs of the inputs; the only one perhaps with another `name` in `out`.
+
+    Raises InputError if two outputs coincide or an input would be overwritten.
+    """
     if not inputs:
         raise InputError("nothing to restore: give photographs, or folders of them")
     targets: dict[str, Photo] = {}
-    for photo in _found(inputs, out, first_frame):
+    for found in _found(inputs, out, first_frame):
+        photo = replace(found, target=name or found.target)
         other = targets.setdefault(photo.target, photo)
         if other.place != photo.place:
             both = join(out, photo.target)
@@ -169,10 +182,24 @@ def plan(inputs: Sequence[str], out: str, first_frame: bool = False) -> list[Pho
     sources = {photo.place for photo in targets.values()}
     for target in targets:
         if _place(out, target) in sources:
-            raise InputError(
-                f"{join(out, target)} is an input and would be overwritten; choose an --out outside the inputs"
-            )
+            raise InputError(f"{join(out, target)} is an input and would be overwritten; choose another --out")
     return list(targets.values())
+
+
+def _folder_and_name(settings: RestoreSettings) -> tuple[str, str]:
+    """The folder of --out, and a file's name in it where --out is one. Raises InputError if it cannot be one."""
+    out = settings.out
+    if not is_picture(out) or Path(out).is_dir():
+        if Path(out).is_file():
+            raise InputError(f"--out {out}: is a file; choose a folder, or the name of a picture")
+        return absolute(out), ""
+    (given, *more) = settings.inputs or ("",)
+    if more or not is_picture(given, settings.first_frame) or Path(given).is_dir():
+        raise InputError(f"--out {out}: is one picture, and the inputs may be several; choose a folder")
+    if restored_name(out) != out:
+        raise InputError(f"--out {out}: this format is not written; choose {restored_name(out)}")
+    folder, _, name = absolute(out).rpartition("/")
+    return folder, name
 
 
 def _found(inputs: Sequence[str], out: str, first_frame: bool) -> Iterator[Photo]:

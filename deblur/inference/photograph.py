@@ -15,10 +15,13 @@ _WITHOUT_ALPHA = ("JPEG", "BMP")
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # in pixels, limits of libjpeg and libwebp
 
 
-def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suffix: str) -> bytes:
+def write_photograph(
+    photograph: Photograph, pixels: np.ndarray, name: str, suffix: str, keep_exif: bool = False
+) -> bytes:
     """The bytes of a file with new pixels, [H, W, 3] uint8 RGB, and the photograph's alpha, grey and colour profile.
 
-    Raises InputError if the suffix's format cannot hold them.
+    With `keep_exif` also its date, camera, place and author, where the format has them. Raises InputError if the
+    suffix's format cannot hold the picture.
     """
     if reason := obstacle(photograph, suffix):
         raise InputError(f"{name}: {reason}; rename it to .png")
@@ -32,6 +35,8 @@ def write_photograph(photograph: Photograph, pixels: np.ndarray, name: str, suff
     profile = None if photograph.grey and kind == "WEBP" else photograph.profile
     out = io.BytesIO()
     options: dict[str, Any] = {"quality": 95} if kind in _LOSSY else {}
+    if keep_exif and photograph.exif:
+        options["exif"] = photograph.exif
     picture.save(out, kind, icc_profile=profile, **options)
     return out.getvalue()
 

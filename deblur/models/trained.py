@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import re
 
 import safetensors
 import safetensors.torch
@@ -9,13 +10,14 @@ import torch
 from torch import nn
 
 from cluster.errors import InputError
-from cluster.storage import absolute, open_store, read_url
+from cluster.storage import absolute, join, open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.weights import encode_generator, refuse_other_tensors
 
+_CHECKPOINT = re.compile(r"/checkpoints/\d{12}/?$")
 _CONSTANT = 0.01  # standard deviation of values in [-1, 1], about one level of 255
 EMBEDDED = "embedded"  # the default of --model
 _EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
@@ -38,15 +40,17 @@ def load_model(url: str, device: torch.device) -> nn.Module:
 
 
 def read_model(url: str) -> bytes:
-    """The generator.safetensors of the package (EMBEDDED), of a run's newest valid checkpoint, or of a file or URL.
+    """The generator.safetensors of the package (EMBEDDED), of a run, of a checkpoint's folder, or of a file or URL.
 
-    Raises InputError naming the URL.
+    A run's is that of its best checkpoint by validation, of its newest without one. Raises InputError naming the URL.
     """
     if url == EMBEDDED:
         return importlib.resources.files(__package__).joinpath(_EMBEDDED_FILE).read_bytes()
     if url.endswith(".safetensors"):
         return read_url(url)
-    found = Checkpoints(open_store(url)).newest_part("generator.safetensors")
+    if _CHECKPOINT.search(url):
+        return read_url(join(url, "generator.safetensors"))
+    found = Checkpoints(open_store(url)).best_part("generator.safetensors")
     if found is None:
         raise InputError(f"{url}: no valid checkpoint; --model needs a run that has one, or a generator.safetensors")
     return found

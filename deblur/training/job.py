@@ -62,6 +62,8 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
         with acquire_lease(job.run.url) as holder:
             job.run.begin(job.config.recipe, job.origin)
             _start(settings, job, holder, placement or settings.placement, callbacks)
+        if placement is None:  # a search tells of its trials itself
+            print(_outcome(job.run), flush=True)
     return job.run
 
 
@@ -177,6 +179,21 @@ def _summary(job: Job) -> str:
     begin = f"resumes at {job.images_seen:,}" if job.images_seen else "starts at 0"
     run_line = f"run      {job.run.url}: {begin} of {total:,} images, {total // batch_size:,} updates of {batch_size}"
     return f"{dataset_line(job.dataset.index, job.dataset.store.url)}\n{run_line}"
+
+
+def _outcome(run: Run) -> str:
+    """What came of a finished run, and the next commands."""
+    scored = [line for line in run.metrics_until(run.images_seen()) if line.get("validation_psnr") is not None]
+    lines = [f"finished {run.url}"]
+    if scored:
+        best = max(scored, key=lambda line: float(line["validation_psnr"]))
+        gain = f"{best['validation_psnr']:.2f} dB, blurred {best['validation_blurred_psnr']:.2f} dB"
+        lines.append(f"best     {gain}, at {best['images_seen']:,} images")
+    lines += [
+        f"next     python -m deblur.{command} {run.url}"
+        for command in ("restore photo.jpg --out sharp.jpg --model", "serve --model", "report")
+    ]
+    return "\n".join(lines)
 
 
 def _check_access(settings: TrainSettings, job: Job) -> None:

@@ -21,7 +21,7 @@ from deblur.config import presets, recipes
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference import bulk
-from deblur.inference.bulk import Photo, plan, restore_file
+from deblur.inference.bulk import Photo, RestoreSettings, plan, restore_file, restore_photographs
 from deblur.models.build import build_generator
 from deblur.models.trained import load_model
 from tests.datasets import picture
@@ -77,6 +77,49 @@ def test_exif_orientation_is_applied_and_removed(orientation: int) -> None:
     }[orientation](255 - picture(0, 37, 53))
     assert np.array_equal(np.array(found), upright)
     assert found.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_date_camera_and_place_are_kept_unless_stripped(kind: str) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0110], exif[0x0132], exif[0x0112] = "a phone", "2026:11:27 10:00:00", 6
+    exif.get_ifd(0x8769).update({0x9003: "2026:11:27 09:59:59", 0xA002: 60, 0xA003: 40})
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 12.0, 0.0)})
+    data = written(PIL.Image.fromarray(picture(0, 40, 60)), kind, exif=exif.tobytes())
+    suffix = f".{kind.lower()}"
+    found = PIL.Image.open(io.BytesIO(restore_file(Negative(), data, "in" + suffix, suffix, CPU))).getexif()
+    assert (found[0x0110], found[0x0132]) == ("a phone", "2026:11:27 10:00:00")
+    assert found.get(0x0112, 1) == 1, "it is upright now"
+    assert found.get_ifd(0x8769) == {0x9003: "2026:11:27 09:59:59"}
+    assert found.get_ifd(0x8825)[1] == "N"
+    stripped = restore_file(Negative(), data, "in" + suffix, suffix, CPU, strip=True)
+    left = PIL.Image.open(io.BytesIO(stripped)).getexif()
+    assert not {0x0110, 0x0132, 0x8769, 0x8825} & set(left)
+
+
+def test_damaged_exif_is_dropped() -> None:
+    data = written(PIL.Image.fromarray(picture(0, 40, 60)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert restore_file(Negative(), data, "in.jpg", ".jpg", CPU)
+
+
+def test_a_single_photograph_is_written_to_the_file_of_out(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    PIL.Image.fromarray(picture(0, 40, 60)).save(photo)
+    command = RestoreSettings(inputs=(str(photo),), out=str(tmp_path / "new" / "sharp.jpg"))
+    assert restore_photographs(command) == []
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sharp.jpg"]
+    assert PIL.Image.open(tmp_path / "new" / "sharp.jpg").format == "JPEG"
+    for settings, message in (
+        (command, r"sharp\.jpg: exists"),
+        (replace(command, out=str(photo), overwrite=True), r"photo\.png is an input"),
+        (replace(command, inputs=(str(photo), str(photo))), "choose a folder"),
+        (replace(command, inputs=(str(tmp_path),)), "choose a folder"),
+        (replace(command, out=str(tmp_path / "x.heic")), r"choose .*x\.jpg"),
+        (replace(command, out=__file__), "is a file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            restore_photographs(settings)
+    assert restore_photographs(replace(command, overwrite=True)) == []
 
 
 def test_alpha_is_kept() -> None:
