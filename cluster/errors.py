@@ -43,9 +43,14 @@ FINAL = (InputError, DamagedError, StorageUnavailable, RanksFailed, Diverged)
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns the errors above, whose messages need no traceback, into one line on stderr and exit code 2."""
+    """Turns the errors above, whose messages need no traceback, into one line on stderr and exit code 2.
+
+    An interrupt (Ctrl-C) ends with exit code 130, as in a shell.
+    """
     try:
         yield
     except FINAL as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

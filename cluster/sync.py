@@ -73,6 +73,8 @@ class ClusterState:
     """Whether an upload is under way: the next would wait for it, and training with it."""
     can_scale_up: Callable[[], bool] = lambda: False
     """Whether the cluster has free nodes for more ranks; called only when a checkpoint is due."""
+    interrupted: bool = False
+    """Whether the user wants the run to stop now."""
 
 
 class StepScheduler:
@@ -123,6 +125,8 @@ class StepScheduler:
         )
 
     def _restart_reason(self, state: ClusterState, checkpoint: bool, seconds_per_update: float) -> str:
+        if state.interrupted:
+            return "interrupted"
         if state.seconds_to_preemption is not None:
             # The next sync point must leave time for a checkpoint, even one that takes twice as long as the last.
             needed = 2 * state.upload_s + PREEMPTION_MARGIN_S + self._intervals.sync_s + seconds_per_update
@@ -144,6 +148,7 @@ class Sync:
     report                 sends metrics to the driver
     seconds_to_preemption  until a node is preempted, None without a notice; the same on all ranks, which must all call
     can_scale_up           whether the cluster has free nodes for more ranks
+    interrupted            whether the user wants the run to stop; asked on rank 0
     """
 
     def __init__(
@@ -151,8 +156,10 @@ class Sync:
         report: Callable[[dict[str, Any]], None] | None = None,
         seconds_to_preemption: Callable[[], float | None] = lambda: None,
         can_scale_up: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._report, self.seconds_to_preemption, self.can_scale_up = report, seconds_to_preemption, can_scale_up
+        self.interrupted = interrupted
         self._alone = not (dist.is_available() and dist.is_initialized())
 
     def broadcast_from_rank0(self, function: Callable[..., _T], *arguments: Any) -> _T:

@@ -1,10 +1,11 @@
 """A run from its settings to its end: everything that can be wrong is checked first, then the ranks are started."""
 
+import contextlib
 import hashlib
-import importlib.util
-import logging
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 
 from cluster import exporter
 from cluster.errors import InputError
-from cluster.exporter import Metrics
 from cluster.on_ray.placement import Placement
 from cluster.storage import Retry, absolute, join, open_store, preflight
 from cluster.storage.lease import Holder, acquire_lease
@@ -32,7 +32,6 @@ from deblur.training.run import Origin, Run, open_run
 
 MAX_VALIDATIONS = 100  # per run, unless --validate-images says otherwise
 STARTUP_TIMEOUT_S = 15.0  # for storage at the start, when a wrong address is likelier than an outage
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,10 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
     else:
         with acquire_lease(job.run.url) as holder:
             job.run.begin(job.config.recipe, job.origin)
-            _start(settings, job, holder, placement or settings.placement, callbacks)
+            if placement or _needs_ray(settings):
+                _launch(settings, job, holder, placement or settings.placement, callbacks)
+            else:
+                _train_here(job, holder)
         if placement is None:  # a search tells of its trials itself
             print(_outcome(job.run), flush=True)
     return job.run
@@ -209,21 +211,48 @@ def _check_access(settings: TrainSettings, job: Job) -> None:
     print("check passed; rerun without --check to start training")
 
 
-def _start(settings: TrainSettings, job: Job, holder: Holder, placement: Placement, callbacks: Sequence[Any]) -> None:
+def _train_here(job: Job, holder: Holder) -> None:
+    """One rank in this process: Ray would take half a minute to start. Ctrl-C and SIGTERM stop it at a checkpoint."""
     metrics = run_metrics(job.config.name, "driver")
-    metrics.set("deblur_ranks_wanted", _ranks_requested(settings))
-    if _needs_ray(settings):
-        _launch(job, holder, metrics, placement, callbacks)
-    else:
-        _log.warning("Ray is not installed: training one rank in this process")
-        rank = Rank(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        with exporter.served(metrics, rank.host, job.config.metrics_port) as address:
-            train_rank(WorkerConfig(run=job.config, lease=holder.lease, driver_metrics=address), rank, Sync())
+    metrics.set("deblur_ranks_wanted", 1)
+    rank = Rank(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with exporter.served(metrics, rank.host, job.config.metrics_port) as address, _signals() as interrupted:
+        config = WorkerConfig(run=job.config, lease=holder.lease, driver_metrics=address)
+        finished = train_rank(config, rank, Sync(interrupted=interrupted.is_set))
+    if not finished:
+        print(f"saved at {job.run.images_seen():,} images; the same command resumes", flush=True)
+        raise KeyboardInterrupt
 
 
-def _launch(job: Job, holder: Holder, metrics: Metrics, placement: Placement, callbacks: Sequence[Any]) -> None:
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; the second has its usual effect."""
+    received = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(*_: Any) -> None:
+        print("stopping at a checkpoint; once more to stop at once", flush=True)
+        received.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _launch(settings: TrainSettings, job: Job, holder: Holder, placement: Placement, callbacks: Sequence[Any]) -> None:
     from cluster.on_ray import launch  # a machine with one rank may lack Ray
 
+    metrics = run_metrics(job.config.name, "driver")
+    metrics.set("deblur_ranks_wanted", _ranks_requested(settings))
     with launch.connected() as host, exporter.served(metrics, host, job.config.metrics_port) as address:
 
         def group_config(ranks: int) -> WorkerConfig:
@@ -244,5 +273,6 @@ def _ranks_requested(settings: TrainSettings) -> int:
 
 
 def _needs_ray(settings: TrainSettings) -> bool:
-    """Whether Ray runs the ranks; without Ray installed, a single rank trains in this process."""
-    return settings.nodes > 1 or settings.ranks_per_node not in (None, 1) or importlib.util.find_spec("ray") is not None
+    """Whether Ray runs the ranks; a single one on this machine trains in this process."""
+    ranks = settings.ranks_per_node or max(1, torch.cuda.device_count())
+    return settings.nodes * ranks > 1 or "RAY_ADDRESS" in os.environ

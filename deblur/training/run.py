@@ -186,7 +186,11 @@ class Run:
         """What the scheduler wants to know. All ranks must call it."""
         checkpoints = self.checkpoints
         return ClusterState(
-            sync.seconds_to_preemption(), checkpoints.uploads.seconds, checkpoints.uploading, sync.can_scale_up
+            sync.seconds_to_preemption(),
+            checkpoints.uploads.seconds,
+            checkpoints.uploading,
+            sync.can_scale_up,
+            sync.interrupted(),
         )
 
     def log(self, text: str) -> None:

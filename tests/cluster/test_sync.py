@@ -97,6 +97,13 @@ def test_a_notice_without_time_left_restarts_at_once() -> None:
     assert plan.checkpoint
 
 
+def test_an_interrupted_run_stops_at_once_with_a_checkpoint() -> None:
+    plan = scheduler(Clock()).decide(8, ClusterState(interrupted=True, uploading=True))
+    assert plan.checkpoint
+    assert plan.stop
+    assert plan.restart == "interrupted"
+
+
 def test_no_validation_starts_on_a_preempted_node_except_the_last() -> None:
     clock = Clock()
     assert scheduler(clock, validate_images=8).decide(8).validate

@@ -231,6 +231,49 @@ def test_the_command_killed_and_given_again_ends_in_the_same_bits(data: str, tmp
     assert generator("killed") == generator("straight")
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.integration),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.soak),
+    ],
+)
+def test_an_interrupted_command_saves_and_ends_in_the_same_bits_when_given_again(
+    data: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = ["--data", data, "--runs", str(tmp_path), "--images", "400", "--validate-images", "100000"]
+    arguments += ["--checkpoint-s", "0"]
+    straight = subprocess.run(command(*arguments, "--run", "straight"), cwd=REPOSITORY, capture_output=True, text=True)
+    run = Run(str(tmp_path / "straight"))
+    best = f"best     {run.read_metrics()[-1]['validation_psnr']:.2f} dB, blurred "
+    assert f"finished {run.url}\n{best}" in straight.stdout
+    assert "ray" not in straight.stderr.lower(), "one rank on one machine does not wait for Ray"
+
+    interrupted = subprocess.Popen(
+        command(*arguments, "--run", "interrupted"),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Run(str(tmp_path / "interrupted")).checkpoints.list():
+        assert interrupted.poll() is None
+        time.sleep(0.01)
+    interrupted.send_signal(number)
+    rest, errors = interrupted.communicate()
+    assert interrupted.returncode == 130, errors
+    assert "Traceback" not in errors
+    saved = Run(str(tmp_path / "interrupted")).images_seen()
+    assert 0 < saved < 400
+    assert f"saved at {saved} images; the same command resumes" in rest
+    subprocess.run(command(*arguments, "--run", "interrupted"), cwd=REPOSITORY, check=True, capture_output=True)
+    first, second = (
+        Run(str(tmp_path / name)).checkpoints.newest_part("generator.safetensors")
+        for name in ("straight", "interrupted")
+    )
+    assert first == second
+
+
 def kill_all(mark: str) -> None:
     """SIGKILL to every process that inherited the mark: Ray's daemons have left the driver's group and session."""
     for process in Path("/proc").glob("[0-9]*"):
