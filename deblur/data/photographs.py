@@ -48,7 +48,11 @@ def read_photograph(data: bytes, name: str, max_pixels: int | None = None, *, fi
 
     Raises InputError with its name if it is not a photograph of 8 or 16 bits, Animated if it holds several pictures.
     """
-    picture = open_picture(data, name, max_pixels)
+    return photograph_of(open_picture(data, name, max_pixels), name, first_frame=first_frame)
+
+
+def photograph_of(picture: PIL.Image.Image, name: str, *, first_frame: bool = False) -> Photograph:
+    """The same of an image that Pillow has opened."""
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and not first_frame and picture.format != "MPO":  # of phones: then depth and gain maps follow
         raise Animated(f"{name}: holds {frames} pictures; split it into one file each")
