@@ -52,13 +52,24 @@ def connected(quiet: bool = False) -> Iterator[str]:
     """Connects to the cluster of RAY_ADDRESS, or to one on this machine that is started for the context.
 
     Yields the address at which the cluster reaches this machine. With `quiet` the output of other processes stays in
-    Ray's logs.
+    Ray's logs. Raises InputError if there is no cluster at RAY_ADDRESS.
     """
     _set_up_ray()
     if ray.is_initialized():
         yield _own_address()
         return
-    ray.init(logging_level=logging.WARNING, log_to_driver=not quiet)
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address and not address.startswith("ray://"):
+        raise InputError(
+            f"RAY_ADDRESS is {address}, where jobs are submitted; unset it, set it to the cluster's host:port, or run "
+            "`ray job submit -- python -m ...`"
+        )
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=not quiet)
+    except (ConnectionError, ValueError) as error:
+        if not address:
+            raise
+        raise InputError(f"RAY_ADDRESS is {address}: no Ray cluster there ({_first_line(error)}); unset it") from error
     try:
         yield _own_address()
     finally:

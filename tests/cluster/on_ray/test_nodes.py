@@ -136,3 +136,10 @@ def test_a_missing_node_is_asked_for_with_the_flags_of_the_command(monkeypatch: 
     searching = TuneSettings(nodes_per_trial=3, wait_s=0).placement
     with pytest.raises(InputError, match=r"1 of 3 nodes are available.* --nodes-per-trial 1 "):
         nodes.wait_for_nodes(searching)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://head"])
+def test_the_address_for_jobs_is_refused_for_drivers(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"RAY_ADDRESS is {address}"), launch.connected():
+        pass
