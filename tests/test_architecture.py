@@ -188,7 +188,7 @@ def test_what_is_measured_on_a_bare_machine_needs_little(theme: str) -> None:
 
 
 def test_a_job_takes_along_the_code_and_nothing_else(tmp_path: Path) -> None:
-    files = ["deblur/train.py", "deblur/models/embedded.safetensors", "cluster/storage/s3.py", "pyproject.toml"]
+    files = ["deblur/train.py", "deblur/models/embedded.safetensors", "cluster/storage/s3.py", "space.json"]
     others = [
         ".git/objects/x",
         "runs/r/checkpoints/x",

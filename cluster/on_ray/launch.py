@@ -109,10 +109,10 @@ def launch(
     RanksFailed after `MAX_FAILURES` failures without progress.
     """
     with connected():
-        committed, failures, with_gpus = progress(), 0, False
+        committed, failures, with_gpus, restarted = progress(), 0, False, False
         while True:
-            group = wait_for_nodes(placement, with_gpus)
-            with_gpus = group.gpus_per_rank > 0
+            group = wait_for_nodes(placement, with_gpus, restarted)
+            with_gpus, restarted = group.gpus_per_rank > 0, True
             try:
                 if _run_group(worker, config(placement.nodes * group.ranks_per_node), placement, group, callbacks):
                     return

@@ -35,12 +35,12 @@ class Group:
     gpus_per_rank: int
 
 
-def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
+def wait_for_nodes(placement: Placement, with_gpus: bool = False, restarted: bool = False) -> Group:
     """Waits for free, responding nodes and prints what is missing; returns the group to start.
 
-    Raises InputError if there are too few after `wait_s`, and at once if there are nodes, all of them too small.
+    Raises InputError if there are too few after `wait_s`, and within seconds if there are nodes, but none that is large
+    enough; not when `restarted`, for then the large ones were lost.
     """
-    _refuse_small_nodes(placement)
     least, autoscales = placement.min_nodes or placement.nodes, os.environ.get(AUTOSCALES) == "1"
     start = enough_at = time.monotonic()
     printed, settled = "", False
@@ -53,6 +53,8 @@ def wait_for_nodes(placement: Placement, with_gpus: bool = False) -> Group:
             # busy is asked first: one that becomes free between the two questions would be overlooked.
             settled = settled or not early or not _any_busy()
             nodes = free_nodes(placement, with_gpus)
+            if not early and not restarted:
+                _refuse_small_nodes(placement)
             # All are requested, even where fewer suffice: nodes that are already on their way allow more ranks.
             if autoscales and settled and len(nodes) < placement.nodes:
                 next(requests)
@@ -159,10 +161,14 @@ def _refuse_small_nodes(placement: Placement) -> None:
         return
     largest = max(nodes, key=lambda node: (node.get("GPU", 0), node["CPU"]))
     has = " and ".join(f"{int(largest[kind])} {kind}s" for kind in ("CPU", "GPU") if largest.get(kind))
-    ranks, flag = placement.ranks_per_node or 1, "--ranks-per-node"
-    if placement.groups_per_node > 1:
-        ranks, flag = ranks * placement.groups_per_node, "--trials-per-node"
-    raise InputError(f"no node is large enough for {ranks} ranks: the largest has {has}; lower {flag}, or add nodes")
+    ranks, groups = placement.ranks_per_node, placement.groups_per_node
+    if groups > 1:
+        what, cure = f"{groups} trials of {ranks or 1} ranks", "lower --trials-per-node, or add larger nodes"
+    elif ranks:
+        what, cure = f"{ranks} ranks", "lower --ranks-per-node, or add larger nodes"
+    else:
+        what, cure = "a rank per GPU", "start nodes with a CPU for each GPU"
+    raise InputError(f"no node is large enough for {what}: the largest has {has}; {cure}")
 
 
 def _any_busy() -> bool:

@@ -10,6 +10,7 @@ retries failed requests, and what it raises in the end is raised by the next `sa
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -193,6 +194,7 @@ class Checkpoints:
         for name, data in parts.items():
             self._store.put(f"{folder}/{name}", data)
         files = {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in parts.items()}
+        score = score if score is not None and math.isfinite(score) else None
         checkpoint = Checkpoint(images_seen, score, files, committed_at=time.time())
         self._may_commit()
         self._store.put(manifest, json.dumps(asdict(checkpoint), indent=2).encode())

@@ -1,6 +1,7 @@
 """A folder as a store."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -38,9 +39,10 @@ class FolderStore:
         except PermissionError:
             raise InputError(f"{join(self.url, key)}: permission denied; make it readable for this user") from None
         except OSError as error:
-            raise InputError(
-                f"{join(self.url, key)}: cannot be read ({error.strerror}); replace or remove it"
-            ) from error
+            if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):  # others may pass, as on NFS
+                raise
+            place = join(self.url, key)
+            raise InputError(f"{place}: cannot be read ({error.strerror}); replace or remove it") from error
 
     def put(self, key: str, data: bytes) -> None:
         self._write(key, data, os.replace)

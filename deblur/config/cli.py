@@ -73,8 +73,8 @@ class SharedSettings:
         value = getattr(self, name)
         if value and not all(_NAME.fullmatch(part) for part in value.split("/")):
             raise InputError(
-                f"--{name} {value}: not a name; use letters, digits and . _ - + = @ with a letter, a digit or _ first, "
-                "at most 100, perhaps several such parts separated by /"
+                f"--{name} {value}: not a name; use letters, digits, spaces and . _ - = @ : , with a letter, digit or _ "
+                "first, at most 100, perhaps several such parts separated by /"
             )
 
     def at_least_one(self, name: str) -> None:
@@ -85,7 +85,7 @@ class SharedSettings:
 
 
 Kind = TypeVar("Kind", bound=SharedSettings)
-_NAME = re.compile(r"\w[\w.+=@-]{0,99}")  # of a part: also a label in Prometheus, a key in S3
+_NAME = re.compile(r"\w[\w .=@:,-]{0,99}")  # of a part: also a label in Prometheus, a key in S3
 
 
 def parse(kind: type[Kind], arguments: Sequence[str], program: str, description: str) -> Kind:

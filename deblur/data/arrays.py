@@ -19,12 +19,16 @@ def photograph(picture: Picture) -> Photograph:
     if isinstance(picture, np.ndarray):
         return _of_array(picture)
     if isinstance(picture, PIL.Image.Image):
+        if 0 in picture.size:
+            raise InputError(f"the image has {picture.width}x{picture.height} pixels; expected at least one")
         return photograph_of(picture, "the image")
     if isinstance(picture, str | os.PathLike):
         path = Path(picture)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        return read_photograph(path.read_bytes(), str(path))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        return read_photograph(data, str(path))
     raise InputError(f"{type(picture).__name__} is no picture; give a numpy array, a PIL image or a path")
 
 
@@ -43,7 +47,7 @@ def like(pixels: np.ndarray, source: Photograph, picture: Picture) -> np.ndarray
     if picture.dtype.kind == "f":
         values = (values / 255).astype(picture.dtype)
     else:
-        values = values.astype(picture.dtype) * _SCALES[picture.dtype.name]
+        values = (values * np.uint16(_SCALES[picture.dtype.name])).astype(picture.dtype)
     if source.alpha is not None:
         values = np.concatenate([values, picture[..., 3:]], axis=2)
     return values.reshape(picture.shape)
@@ -57,6 +61,8 @@ def _of_array(picture: np.ndarray) -> Photograph:
         if not (picture.min() >= 0 and picture.max() <= 1):
             raise InputError(f"the array has floats in [{picture.min():g}, {picture.max():g}]; expected [0, 1]")
         values = (255 * picture).round().astype(np.uint8)
+    elif picture.dtype == np.uint8:
+        values = picture
     elif picture.dtype.name in _SCALES:
         values = (picture / _SCALES[picture.dtype.name]).round().astype(np.uint8)
     else:

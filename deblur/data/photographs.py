@@ -19,8 +19,8 @@ from deblur.data.pictures import open_picture
 _TAGS = PIL.ExifTags.Base
 # A TIFF's other tags describe how its pixels are stored.
 _KEPT = {_TAGS.DateTime, _TAGS.Make, _TAGS.Model, _TAGS.Software, _TAGS.Artist, _TAGS.Copyright, _TAGS.ImageDescription}
-# Of the picture before it was turned; MakerNote has offsets into the old file, and may be long.
-_DROPPED = {_TAGS.ExifImageWidth, _TAGS.ExifImageHeight, _TAGS.MakerNote}
+# Sizes and places in the picture before it was turned; MakerNote and Interoperability have offsets into the old file.
+_DROPPED = {_TAGS.ExifImageWidth, _TAGS.ExifImageHeight, 0x9214, 0xA214, _TAGS.MakerNote, PIL.ExifTags.IFD.Interop}
 _LONGEST_EXIF = 65_000  # bytes, in a JPEG
 
 
@@ -53,7 +53,10 @@ def read_photograph(data: bytes, name: str, max_pixels: int | None = None, *, fi
 
 def photograph_of(picture: PIL.Image.Image, name: str, *, first_frame: bool = False) -> Photograph:
     """The same of an image that Pillow has opened."""
-    frames = getattr(picture, "n_frames", 1)
+    try:
+        frames = getattr(picture, "n_frames", 1)
+    except Exception as error:  # of a damaged GIF: many kinds
+        raise InputError(f"{name}: does not decode ({error}); replace or remove it") from error
     if frames > 1 and not first_frame and picture.format != "MPO":  # of phones: then depth and gain maps follow
         raise Animated(f"{name}: holds {frames} pictures; split it into one file each")
     if picture.mode in ("I", "F"):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from typing import IO
 
@@ -13,7 +14,7 @@ from cluster.errors import InputError
 from deblur.data.formats import NAMES
 
 MAX_PIXELS = 256_000_000  # larger pictures are refused as decompression bombs; phones have up to 200 megapixels
-PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; open_picture has one that callers choose
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # open_picture has the limit
 
 
 class Undecodable(InputError):
@@ -30,8 +31,12 @@ def open_picture(source: bytes | IO[bytes], name: str, max_pixels: int | None = 
     max_pixels  default: MAX_PIXELS
     """
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+    # Pillow makes room for a GIF's frame while it opens the file; it refuses what is over twice this.
+    PIL.Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=NAMES)
+    except PIL.Image.DecompressionBombError as error:
+        raise TooLarge(f"{name}: is over the limit of {max_pixels} pixels; scale it down") from error
     except Exception as error:
         reason = f"none of {', '.join(NAMES)}" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise Undecodable(f"{name}: not a picture that can be decoded ({reason}); replace or remove it") from error

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cluster.errors import FINAL, InputError
+from cluster.errors import FINAL, InputError, NotFound
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.files import not_taken, sort_files
@@ -98,7 +98,7 @@ def restore_photographs(settings: RestoreSettings) -> list[str]:
         print("model    the one inside this package (docs/embedded-model.md); --model chooses another", flush=True)
     build_model(model, settings.model, torch.device("cpu"))  # a bad model is refused before any node is requested
     store = open_store(folder)
-    if name and name in store.list(name) and not settings.overwrite:
+    if name and not settings.overwrite and _exists(store, name):
         raise InputError(f"--out {join(folder, name)}: exists; choose another name, or add --overwrite")
     left = photos if name else left_to_do(photos, store, model, settings)
     with logging_redirect_tqdm():
@@ -186,19 +186,29 @@ def plan(inputs: Sequence[str], out: str, first_frame: bool = False, name: str =
     return list(targets.values())
 
 
+def _exists(store: Store, key: str) -> bool:
+    """Not by listing: a folder of files may be large."""
+    try:
+        store.get(key, 0, 1)
+    except NotFound:
+        return False
+    return True
+
+
 def _folder_and_name(settings: RestoreSettings) -> tuple[str, str]:
     """The folder of --out, and a file's name in it where --out is one. Raises InputError if it cannot be one."""
     out = settings.out
-    if not is_picture(out) or Path(out).is_dir():
+    suffix = PurePosixPath(out).suffix.lower()
+    if not (is_picture(out, first_frame=True) or missing_reader(suffix)) or Path(out).is_dir():
         if Path(out).is_file():
             raise InputError(f"--out {out}: is a file; choose a folder, or the name of a picture")
         return absolute(out), ""
     (given, *more) = settings.inputs or ("",)
     if more or not is_picture(given, settings.first_frame) or Path(given).is_dir():
         raise InputError(f"--out {out}: is one picture, and the inputs may be several; choose a folder")
-    if restored_name(out) != out:
-        raise InputError(f"--out {out}: this format is not written; choose {restored_name(out)}")
     folder, _, name = absolute(out).rpartition("/")
+    if not is_picture(name, first_frame=True) or restored_name(name) != name:
+        raise InputError(f"--out {out}: {suffix} is not written; choose a name that ends in .png or .jpg")
     return folder, name
 
 

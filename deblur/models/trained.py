@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from cluster.errors import InputError
-from cluster.storage import absolute, join, open_store, read_url
+from cluster.storage import absolute, open_store, read_url
 from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.weights import encode_generator, refuse_other_tensors
 
-_CHECKPOINT = re.compile(r"/checkpoints/\d{12}/?$")
+_CHECKPOINT = re.compile(r"(?:^|/)checkpoints/(\d{12})/?$")
 _CONSTANT = 0.01  # standard deviation of values in [-1, 1], about one level of 255
 EMBEDDED = "embedded"  # the default of --model
 _EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
@@ -48,9 +48,14 @@ def read_model(url: str) -> bytes:
         return importlib.resources.files(__package__).joinpath(_EMBEDDED_FILE).read_bytes()
     if url.endswith(".safetensors"):
         return read_url(url)
-    if _CHECKPOINT.search(url):
-        return read_url(join(url, "generator.safetensors"))
-    found = Checkpoints(open_store(url)).best_part("generator.safetensors")
+    name = "generator.safetensors"
+    if chosen := _CHECKPOINT.search(url):
+        checkpoints = Checkpoints(open_store(url[: chosen.start()] or "."))
+        checkpoint = next((one for one in checkpoints.list() if one.images_seen == int(chosen[1])), None)
+        if checkpoint is None:
+            raise InputError(f"{url}: no valid checkpoint; choose another of its run")
+        return checkpoints.load_part(checkpoint, name)
+    found = Checkpoints(open_store(url)).best_part(name)
     if found is None:
         raise InputError(f"{url}: no valid checkpoint; --model needs a run that has one, or a generator.safetensors")
     return found

@@ -91,7 +91,7 @@ class Search:
         self.read()
 
     def name_of(self, trial: Trial) -> str:
-        """The name of a trial's run, which is also the label of its metrics."""
+        """The name of a trial's run."""
         return f"{self.name}-{trial.number:03d}"
 
     def recipe_of(self, trial: Trial) -> Recipe:

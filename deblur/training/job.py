@@ -74,6 +74,7 @@ def prepare(settings: TrainSettings) -> Job:
     settings, dataset, features = resolve_inputs(settings)
     settings = replace(settings, init_from=settings.init_from and absolute_model(settings.init_from))
     name = settings.run or f"{settings.recipe.name}-{dataset.index.digest[:8]}"
+    settings = replace(settings, run=name)  # checks a name that the recipe gives, too
     run = Run(join(settings.runs or "", name), settings.keep, retry=Retry(limit_s=settings.storage_wait_s))
     images_seen = run.images_seen()
     recipe, initial = _initial(settings, run, images_seen)
@@ -185,7 +186,11 @@ def _summary(job: Job) -> str:
 
 def _outcome(run: Run) -> str:
     """What came of a finished run, and the next commands."""
-    scored = [line for line in run.metrics_until(run.images_seen()) if line.get("validation_psnr") is not None]
+    scored = [
+        line
+        for line in run.metrics_until(run.images_seen())
+        if None not in (line.get("validation_psnr"), line.get("validation_blurred_psnr"))
+    ]
     lines = [f"finished {run.url}"]
     if scored:
         best = max(scored, key=lambda line: float(line["validation_psnr"]))
@@ -218,9 +223,13 @@ def _train_here(job: Job, holder: Holder) -> None:
     rank = Rank(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with exporter.served(metrics, rank.host, job.config.metrics_port) as address, _signals() as interrupted:
         config = WorkerConfig(run=job.config, lease=holder.lease, driver_metrics=address)
-        finished = train_rank(config, rank, Sync(interrupted=interrupted.is_set))
+        try:
+            finished = train_rank(config, rank, Sync(interrupted=interrupted.is_set))
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"{rank.device}: not enough memory ({error}); lower --batch-size or --crop") from error
     if not finished:
-        print(f"saved at {job.run.images_seen():,} images; the same command resumes", flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"saved at {job.run.images_seen():,} images; the same command resumes", flush=True)
         raise KeyboardInterrupt
 
 
@@ -233,9 +242,10 @@ def _signals() -> Iterator[threading.Event]:
         return
 
     def stop(*_: Any) -> None:
-        print("stopping at a checkpoint; once more to stop at once", flush=True)
         received.set()
         restore()
+        with contextlib.suppress(OSError):  # a pipe that the same Ctrl-C has broken; print is not for handlers
+            os.write(2, b"stopping at a checkpoint; once more to stop at once\n")
 
     def restore() -> None:
         for number, handler in before.items():
@@ -275,4 +285,4 @@ def _ranks_requested(settings: TrainSettings) -> int:
 def _needs_ray(settings: TrainSettings) -> bool:
     """Whether Ray runs the ranks; a single one on this machine trains in this process."""
     ranks = settings.ranks_per_node or max(1, torch.cuda.device_count())
-    return settings.nodes * ranks > 1 or "RAY_ADDRESS" in os.environ
+    return settings.nodes * ranks > 1 or bool(os.environ.get("RAY_ADDRESS"))

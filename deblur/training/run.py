@@ -10,6 +10,7 @@
              lease/           see cluster/storage/lease.py
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -195,7 +196,8 @@ class Run:
 
     def log(self, text: str) -> None:
         """Prints a line that starts with the run's name."""
-        print(f"{self.name}: {text}", flush=True)
+        with contextlib.suppress(BrokenPipeError):  # training goes on when nobody reads
+            print(f"{self.name}: {text}", flush=True)
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a report; numbers that are not finite become null, which JSON has."""

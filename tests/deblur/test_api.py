@@ -50,6 +50,7 @@ def test_the_lines_of_the_documentation_sharpen_a_photograph(tmp_path: Path) -> 
         (RGB / 255).astype(np.float32),
         RGB[..., 0] / 255,
         RGB.astype(np.uint16) * 257,
+        (RGB.astype(np.uint16) * 257).astype(">u2"),
         np.dstack([RGB, RGB[..., 0]]) / 255,
         np.asfortranarray(RGB),
         RGB[:, ::-1],
@@ -86,7 +87,8 @@ def test_an_image_comes_back_as_one(mode: str) -> None:
         (RGB[None], r"is \[1, 30, 40, 3\]; expected"),
         (RGB[..., :2], r"is \[30, 40, 2\]"),
         (RGB[:0], r"is \[0, 40, 3\]"),
-        ("nowhere.jpg", "nowhere.jpg: no such file"),
+        ("nowhere.jpg", "nowhere.jpg: cannot be read"),
+        (PIL.Image.new("RGB", (0, 3)), "0x3 pixels"),
         (3, "int is no picture"),
     ],
 )

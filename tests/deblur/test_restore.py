@@ -23,7 +23,7 @@ from deblur.data import pictures
 from deblur.inference import bulk
 from deblur.inference.bulk import Photo, RestoreSettings, plan, restore_file, restore_photographs
 from deblur.models.build import build_generator
-from deblur.models.trained import load_model
+from deblur.models.trained import load_model, read_model
 from tests.datasets import picture
 
 RECIPE = replace(presets.paper(), generator=GeneratorRecipe(filters=2, blocks=1, dropout=0.0))
@@ -83,7 +83,7 @@ def test_exif_orientation_is_applied_and_removed(orientation: int) -> None:
 def test_date_camera_and_place_are_kept_unless_stripped(kind: str) -> None:
     exif = PIL.Image.Exif()
     exif[0x0110], exif[0x0132], exif[0x0112] = "a phone", "2026:11:27 10:00:00", 6
-    exif.get_ifd(0x8769).update({0x9003: "2026:11:27 09:59:59", 0xA002: 60, 0xA003: 40})
+    exif.get_ifd(0x8769).update({0x9003: "2026:11:27 09:59:59", 0xA002: 60, 0xA003: 40, 0x9214: (30, 20), 0xA005: 99})
     exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 12.0, 0.0)})
     data = written(PIL.Image.fromarray(picture(0, 40, 60)), kind, exif=exif.tobytes())
     suffix = f".{kind.lower()}"
@@ -114,7 +114,8 @@ def test_a_single_photograph_is_written_to_the_file_of_out(tmp_path: Path) -> No
         (replace(command, out=str(photo), overwrite=True), r"photo\.png is an input"),
         (replace(command, inputs=(str(photo), str(photo))), "choose a folder"),
         (replace(command, inputs=(str(tmp_path),)), "choose a folder"),
-        (replace(command, out=str(tmp_path / "x.heic")), r"choose .*x\.jpg"),
+        (replace(command, out=str(tmp_path / "x.heic")), r"\.heic is not written"),
+        (replace(command, out=str(tmp_path / "x.gif"), first_frame=True), r"\.gif is not written"),
         (replace(command, out=__file__), "is a file"),
     ):
         with pytest.raises(InputError, match=message):
@@ -212,6 +213,17 @@ def test_a_run_and_its_file_give_the_newest_generator(root: str) -> None:
     expected = build_generator(RECIPE).eval()(blurred)
     for url in (join(root, "r"), join(root, "generator.safetensors")):
         assert torch.equal(load_model(url, CPU)(blurred), expected)
+
+
+def test_a_run_gives_its_best_generator_and_a_checkpoint_its_own(root: str) -> None:
+    checkpoints = Checkpoints(open_store(join(root, "r")), keep=9)
+    for seed, score in ((1, 20.0), (2, 25.0), (3, 24.0)):
+        checkpoints.save(8 * seed, {"generator.safetensors": weights_of(RECIPE, seed)}, score)
+    checkpoints.wait()
+    for url, seed in (("r", 2), ("r/checkpoints/000000000024", 3), ("r/checkpoints/000000000008/", 1)):
+        assert read_model(join(root, url)) == weights_of(RECIPE, seed)
+    with pytest.raises(InputError, match="no valid checkpoint"):
+        read_model(join(root, "r/checkpoints/000000000032"))
 
 
 def test_a_run_without_a_checkpoint_is_refused(root: str) -> None:

@@ -103,7 +103,7 @@ def two_cpus() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_cpus")
 def test_more_nodes_per_trial_than_the_cluster_has_are_refused(data: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 of 2 nodes .*--nodes 1"):
+    with pytest.raises(InputError, match=r"1 of 2 nodes .*--nodes-per-trial 1"):
         run_search(*parse(flags(data, tmp_path, "--nodes-per-trial", "2", "--wait-s", "0")))
     assert not (tmp_path / "s").exists()
 

@@ -33,7 +33,7 @@ def two_cpus() -> Any:
     [
         (Placement(nodes=3, wait_s=0), r"1 of 3 nodes .* or use --nodes 1 \(--wait-s 0\)"),
         (Placement(nodes=5, min_nodes=2, wait_s=0), r"1 of 2 nodes"),
-        (Placement(ranks_per_node=3), r"no node is large enough for 3 ranks: the largest has 2 CPUs"),
+        (Placement(ranks_per_node=3, wait_s=0), r"no node is large enough for 3 ranks: the largest has 2 CPUs"),
     ],
 )
 def test_missing_nodes_are_an_error_after_the_timeout(placement: Placement, pattern: str) -> None:

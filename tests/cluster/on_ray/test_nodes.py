@@ -116,13 +116,19 @@ def test_a_node_that_becomes_free_while_nodes_are_chosen_is_not_left_out(monkeyp
     ("placement", "flag"),
     [
         (Placement(ranks_per_node=3, wait_s=0), "3 ranks: the largest has 2 CPUs; lower --ranks-per-node"),
-        (Placement(groups_per_node=5, wait_s=0), "5 ranks: the largest has 2 CPUs; lower --trials-per-node"),
+        (
+            Placement(groups_per_node=5, wait_s=0),
+            "5 trials of 1 ranks: .* has 2 CPUs; lower --trials-per-node",
+        ),
     ],
 )
 def test_ranks_that_fit_on_no_node_are_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, placement: Placement, flag: str
 ) -> None:
     monkeypatch.setattr(nodes, "_alive_nodes", lambda: [{"Resources": {}}, {"Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(nodes, "free_nodes", lambda *_: [])
+    monkeypatch.setattr(nodes, "_any_busy", lambda: False)
+    monkeypatch.setattr(nodes, "_remove_orphaned_placement_groups", lambda: None)
     with pytest.raises(InputError, match=flag):
         nodes.wait_for_nodes(placement)
 

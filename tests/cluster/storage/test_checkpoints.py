@@ -112,7 +112,6 @@ MANIFEST = {"images_seen": 16, "score": None, "files": {"x": {"sha256": "0", "by
         {"images_seen": 24},
         {"images_seen": -16},
         {"score": "good"},
-        {"score": math.inf},
         {"files": ["x"]},
         {"files": {"x": {"sha256": 0, "bytes": 1}}},
         {"files": {"x": {"bytes": 1}}},
@@ -127,6 +126,16 @@ def test_a_manifest_whose_fields_are_damaged_is_skipped(tmp_path: Path, change: 
     assert [c.images_seen for c in checkpoints.list()] == [8, 16]
     store.put("checkpoints/000000000016/manifest.json", json.dumps(MANIFEST | change).encode())
     assert [c.images_seen for c in checkpoints.list()] == [8]
+
+
+def test_an_infinite_score_counts_as_none(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    checkpoints = saved(store, 8, scores={8: math.inf})
+    assert [c.score for c in checkpoints.list()] == [None]
+    old = json.dumps(MANIFEST | {"score": math.inf})
+    assert "Infinity" in old
+    store.put("checkpoints/000000000016/manifest.json", old.encode())
+    assert [c.score for c in checkpoints.list()] == [None, None]
 
 
 @pytest.mark.parametrize("data", [b'{"images_seen": 16, ', b"", b"[]", b"\xff", b"[" * 100_000])

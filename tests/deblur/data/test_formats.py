@@ -1,5 +1,6 @@
 """Formats: the same picture in each comes out the same in packing, restoring and the service."""
 
+import contextlib
 import io
 from dataclasses import replace
 from functools import cache
@@ -22,7 +23,7 @@ from deblur.data.loader import pairs_of
 from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import pack
 from deblur.data.photographs import Animated, read_photograph
-from deblur.data.pictures import open_picture, upright_size
+from deblur.data.pictures import TooLarge, open_picture, upright_size
 from deblur.inference.bulk import RestoreSettings, plan, restore_file, restore_photographs
 
 UPRIGHT = np.ascontiguousarray(skimage.data.astronaut()[:160, 100:340])
@@ -109,6 +110,22 @@ def test_of_several_pictures_the_first_is_read_when_asked_whatever_the_format(ki
         read_photograph(data.getvalue(), "x")
     found = read_photograph(data.getvalue(), "x", first_frame=True).pixels
     assert distance(found) < (12 if kind == "GIF" else 5) < distance(np.array(frames[1]))
+
+
+def test_a_gif_whose_frame_is_larger_than_its_screen_is_refused_without_memory() -> None:
+    screen = b"GIF89a" + bytes([1, 0, 1, 0, 0, 0, 0])
+    frame = bytes.fromhex("21F90408000000002C00000000FFFFFFFF000800 3B".replace(" ", ""))
+    with pytest.raises(TooLarge, match="over the limit of 1000000 pixels"):
+        open_picture(screen + frame, "x", 1_000_000)
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_cut_gif_is_refused_or_read(cut: int) -> None:
+    frames = [PIL.Image.fromarray(np.roll(UPRIGHT[:9, :9], shift, 0)) for shift in (0, 4)]
+    data = io.BytesIO()
+    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:])
+    with contextlib.suppress(InputError):
+        read_photograph(data.getvalue()[:-cut], "x")
 
 
 def test_commands_take_gifs_and_first_frames_only_when_asked(
