@@ -73,7 +73,7 @@ class SharedSettings:
         value = getattr(self, name)
         if value and not all(_NAME.fullmatch(part) for part in value.split("/")):
             raise InputError(
-                f"--{name} {value}: not a name; use letters, digits, spaces and . _ - = @ : , with a letter, digit or _ "
+                f"--{name} {value}: not a name; use letters, digits, spaces and . _ - = @ : , and a letter or digit "
                 "first, at most 100, perhaps several such parts separated by /"
             )
 
