@@ -44,14 +44,14 @@ def test_the_model_inside_the_package_fits_into_eight_megabytes() -> None:
 def test_the_embedded_model_sharpens_a_photograph_that_nobody_trained_on() -> None:
     (pair,) = blurred_photographs("test")
     restored = restore_picture(load_model(EMBEDDED, CPU), pair.blurred, device=CPU)
-    assert peak_signal_noise_ratio(pair.sharp, restored) > peak_signal_noise_ratio(pair.sharp, pair.blurred) + 0.5
+    assert peak_signal_noise_ratio(pair.sharp, restored) > peak_signal_noise_ratio(pair.sharp, pair.blurred) + 1.0
 
 
 @pytest.mark.parametrize("name", [name for names in PHOTOGRAPHS.values() for name in names])
 def test_the_embedded_model_changes_a_sharp_photograph_little(name: str) -> None:
     sharp = photograph(name)
     restored = restore_picture(load_model(EMBEDDED, CPU), sharp, device=CPU)
-    assert peak_signal_noise_ratio(sharp, restored) > 35
+    assert peak_signal_noise_ratio(sharp, restored) > 33
 
 
 def future() -> bytes:
