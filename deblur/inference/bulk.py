@@ -113,22 +113,18 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
     device = pick_device(settings.device)
     generator = build_model(model, settings.model, device)
     store = cache(open_store)
+    options = FileOptions(
+        tile=settings.tile,
+        max_pixels=int(settings.max_megapixels * 1e6),
+        first_frame=settings.first_frame,
+        strip=settings.strip,
+    )
 
     def work(photo: Photo) -> str:
         try:
             data = store(photo.folder).get(photo.name)
             suffix = PurePosixPath(photo.target).suffix
-            restored = restore_file(
-                generator,
-                data,
-                photo.place,
-                suffix,
-                device,
-                settings.tile,
-                int(settings.max_megapixels * 1e6),
-                settings.first_frame,
-                settings.strip,
-            )
+            restored = restore_file(generator, data, photo.place, suffix, device, options)
             store(settings.out).put(photo.target, restored)
         except TooLarge as error:
             return f"{error}, or raise --max-megapixels"
@@ -147,22 +143,32 @@ def work_of(model: bytes, settings: RestoreSettings) -> Work:
     return work
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How a photograph is read, restored and written."""
+
+    tile: int = 0
+    """Side of tiles in pixels; 0 for tiles only where they are needed."""
+    max_pixels: int | None = None
+    """Largest photograph that is decoded; default: pictures.MAX_PIXELS."""
+    first_frame: bool = False
+    strip: bool = False
+    """Leave out EXIF."""
+
+
 def restore_file(
     generator: nn.Module,
     data: bytes,
     name: str,
     suffix: str,
     device: torch.device,
-    tile: int = 0,
-    max_file_pixels: int | None = None,
-    first_frame: bool = False,
-    strip: bool = False,
+    options: FileOptions = FileOptions(),  # it is frozen
 ) -> bytes:
     """The restored photograph as a file in the suffix's format. Raises InputError with its name."""
-    photograph = read_photograph(data, name, max_file_pixels, first_frame=first_frame)
-    max_pixels, side = (0, tile) if tile else (None, TILE)
+    photograph = read_photograph(data, name, options.max_pixels, first_frame=options.first_frame)
+    max_pixels, side = (0, options.tile) if options.tile else (None, TILE)
     restored = restore_picture(generator, photograph.pixels, device=device, max_pixels=max_pixels, tile=side)
-    return write_photograph(photograph, restored, name, suffix, keep_exif=not strip)
+    return write_photograph(photograph, restored, name, suffix, keep_exif=not options.strip)
 
 
 def plan(inputs: Sequence[str], out: str, first_frame: bool = False, name: str = "") -> list[Photo]:

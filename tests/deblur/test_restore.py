@@ -21,7 +21,7 @@ from deblur.config import presets, recipes
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference import bulk
-from deblur.inference.bulk import Photo, RestoreSettings, plan, restore_file, restore_photographs
+from deblur.inference.bulk import FileOptions, Photo, RestoreSettings, plan, restore_file, restore_photographs
 from deblur.models.build import build_generator
 from deblur.models.trained import load_model, read_model
 from tests.datasets import picture
@@ -92,7 +92,7 @@ def test_date_camera_and_place_are_kept_unless_stripped(kind: str) -> None:
     assert found.get(0x0112, 1) == 1, "it is upright now"
     assert found.get_ifd(0x8769) == {0x9003: "2026:11:27 09:59:59"}
     assert found.get_ifd(0x8825)[1] == "N"
-    stripped = restore_file(Negative(), data, "in" + suffix, suffix, CPU, strip=True)
+    stripped = restore_file(Negative(), data, "in" + suffix, suffix, CPU, FileOptions(strip=True))
     left = PIL.Image.open(io.BytesIO(stripped)).getexif()
     assert not {0x0110, 0x0132, 0x8769, 0x8825} & set(left)
 
