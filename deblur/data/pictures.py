@@ -14,7 +14,9 @@ from cluster.errors import InputError
 from deblur.data.formats import NAMES
 
 MAX_PIXELS = 256_000_000  # larger pictures are refused as decompression bombs; phones have up to 200 megapixels
-warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # open_picture has the limit
+# Pillow makes room for a GIF's frame while it opens the file, and refuses what is over twice this number.
+PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 class Undecodable(InputError):
@@ -31,8 +33,7 @@ def open_picture(source: bytes | IO[bytes], name: str, max_pixels: int | None = 
     max_pixels  default: MAX_PIXELS
     """
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
-    # Pillow makes room for a GIF's frame while it opens the file; it refuses what is over twice this.
-    PIL.Image.MAX_IMAGE_PIXELS = max_pixels
+    PIL.Image.MAX_IMAGE_PIXELS = max(PIL.Image.MAX_IMAGE_PIXELS or 0, max_pixels // 2)
     try:
         picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=NAMES)
     except PIL.Image.DecompressionBombError as error:

@@ -21,7 +21,7 @@ EVIL = "ValueError: <script>alert(1)</script> & $x$"
 
 def searched(folder: Path, count: int, metric: str = "psnr") -> Search:
     """Trials of which the second is hopeless, the third failed and the fourth has not reported yet."""
-    found = search(folder, space=SPACE, name="s$1$", metric=metric)
+    found = search(folder, space=SPACE, name="s_1", metric=metric)
     study = Study(found.settings, SPACE)
     for number in range(count):
         curve = (3.0, 3.0) if number == 1 else (25 + number / 10, 25.1 + number / 10)
@@ -35,7 +35,7 @@ def searched(folder: Path, count: int, metric: str = "psnr") -> Search:
 def test_page_and_picture_are_complete_at_any_time_of_a_search(tmp_path: Path, count: int, metric: str) -> None:
     found = searched(tmp_path, count, metric)
     report.write(found)
-    page = (tmp_path / "s$1$/report.html").read_text()
+    page = (tmp_path / "s_1/report.html").read_text()
     assert all(found.name_of(one) in page for one in found.trials)
     assert "<script" not in page
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page), "self-contained"
@@ -44,7 +44,7 @@ def test_page_and_picture_are_complete_at_any_time_of_a_search(tmp_path: Path, c
     panels = {"images seen", "images per second", *SPACE, *["relative importance (PED-ANOVA)"] * (count > MIN_TRIALS)}
     assert {axes.get_xlabel() for axes in report.draw(found).axes} == panels
     assert all(f">{name}<" in drawing for name in panels)
-    with PIL.Image.open(io.BytesIO((tmp_path / "s$1$/report.png").read_bytes())) as picture:
+    with PIL.Image.open(io.BytesIO((tmp_path / "s_1/report.png").read_bytes())) as picture:
         pixels = np.asarray(picture.convert("L"))
     assert pixels.shape[1] > 1000
     assert pixels.std() > 5, "something is drawn"
