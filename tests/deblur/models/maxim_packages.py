@@ -124,7 +124,7 @@ def write_package(folder: Path, shapes: dict[str, tuple[int, ...]], name: str = 
     """Writes an unpacked package with random values, and returns these."""
     random = np.random.default_rng(0)
     # Small ones, of which the network does not make a flat picture.
-    values = {key: random.random(shape, np.float32) * np.float32(0.01) for key, shape in shapes.items()}
+    values = {key: (random.random(shape, np.float32) - np.float32(0.5)) / 50 for key, shape in shapes.items()}
     norms = {key.rpartition("/")[0] for key in shapes if key.endswith("/scale")}
     entries, nodes, data = [{"name": "a/count", "shape": [], "dtype": "int32"}], [], [bytes(4)]
     for number, (key, value) in enumerate(values.items()):
