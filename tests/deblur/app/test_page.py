@@ -180,7 +180,7 @@ def test_the_first_frame_of_an_animation_is_restored_if_the_user_wants_it(page: 
     choose(page, data.getvalue(), "cat.gif", "image/gif")
     if wanted:
         expect_result(page)
-        assert page.get_by_role("link", name="Download").get_attribute("download") == "cat-restored.png"
+        assert page.get_by_role("link", name="Download").get_attribute("download") == "cat-restored.jpg"
     else:
         expect(page.get_by_role("alert")).to_have_text("cat.gif is animated: choose another picture.")
 
