@@ -6,12 +6,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray._private.runtime_env import packaging
 
 ROOT = Path(__file__).parents[1]
 # These compute, and need nothing but torch or numpy and each other.
@@ -185,22 +183,3 @@ def test_what_is_measured_on_a_bare_machine_needs_little(theme: str) -> None:
         import benchmarks.{theme}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
-
-
-def test_a_job_takes_along_the_code_and_nothing_else(tmp_path: Path) -> None:
-    files = ["deblur/train.py", "deblur/models/embedded.safetensors", "cluster/storage/s3.py", "space.json"]
-    others = [
-        ".git/objects/x",
-        "runs/r/checkpoints/x",
-        "data/train/0.tar",
-        "photos.zip",
-        ".venv/bin/python",
-        "x/deblur",
-    ]
-    for name in files + others:
-        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "tree" / name).write_text(name)
-    shutil.copy(ROOT / ".rayignore", tmp_path / "tree")
-    packaging.create_package(str(tmp_path / "tree"), tmp_path / "package.zip", include_gitignore=False)
-    names = {name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
-    assert names == set(files)

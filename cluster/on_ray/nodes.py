@@ -155,7 +155,7 @@ def _remedy(placement: Placement, present: int) -> str:
 
 
 def _refuse_small_nodes(placement: Placement) -> None:
-    """An autoscaler may still start larger ones."""
+    """Raises InputError if all nodes are too small for their ranks, unless an autoscaler may start larger ones."""
     nodes = [node["Resources"] for node in _alive_nodes() if node["Resources"].get("CPU")]
     if os.environ.get(AUTOSCALES) == "1" or not nodes or any(_share(node, placement) for node in nodes):
         return

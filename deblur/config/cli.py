@@ -68,7 +68,7 @@ class SharedSettings:
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max-bad-share is {self.max_bad_share}; it must lie between 0 and 1")
 
-    def a_name(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
         """Raises InputError if a field is no name of a folder below the root of runs."""
         value = getattr(self, name)
         if value and not all(_NAME.fullmatch(part) for part in value.split("/")):

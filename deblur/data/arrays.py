@@ -14,7 +14,7 @@ Picture = np.ndarray | PIL.Image.Image | str | os.PathLike[str]
 _SCALES = {"uint8": 1, "uint16": 257}  # values per level of 255
 
 
-def photograph(picture: Picture) -> Photograph:
+def as_photograph(picture: Picture) -> Photograph:
     """In 8 bits, upright, with alpha and grey. Raises InputError that says what else was expected."""
     if isinstance(picture, np.ndarray):
         return _of_array(picture)
@@ -32,7 +32,7 @@ def photograph(picture: Picture) -> Photograph:
     raise InputError(f"{type(picture).__name__} is no picture; give a numpy array, a PIL image or a path")
 
 
-def like(pixels: np.ndarray, source: Photograph, picture: Picture) -> np.ndarray | PIL.Image.Image:
+def in_form_of(pixels: np.ndarray, source: Photograph, picture: Picture) -> np.ndarray | PIL.Image.Image:
     """Restored pixels, uint8 [H, W, 3], in the form of the picture that they are from: an array or an image."""
     image = PIL.Image.fromarray(pixels)
     if source.grey:

@@ -52,7 +52,7 @@ class CameraBlurSettings:
     shake_share: float = 0.85
     """Share of shake among blurred pairs; the others are frames."""
     shake_length: Range = (3.0, 45.0)
-    """Length of a shake path, pixels; at least 3."""
+    """Length of a shake path, pixels."""
     dwell: Range = (0.0, 1.0)
     """Standard deviation of the logarithm of the time that a shake spends at each place of its path."""
     frames: tuple[int, int] = (7, 15)

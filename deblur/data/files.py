@@ -16,7 +16,7 @@ from typing import IO
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from deblur.data.formats import is_picture, missing_reader
+from deblur.data.formats import how_to_read, is_picture
 
 LIST_FILE = re.compile(r".*(train|test|val)_?list\.txt", re.IGNORECASE)
 """A file of RealBlur that lists the pairs of a split."""
@@ -123,7 +123,7 @@ def not_taken(others: Counter[str], ignored: int) -> str:
     """ "not taken: 12 .gif, 3 .txt", or "" if there are no such files."""
     parts = []
     for ending, count in sorted(others.items()):
-        hint = missing_reader(ending)
+        hint = how_to_read(ending)
         parts.append(f"{count:,} {ending}" + (f" ({hint})" if hint else ""))
     parts += [f"{ignored:,} hidden or of the operating system"] if ignored else []
     return "not taken: " + ", ".join(parts) if parts else ""

@@ -62,7 +62,7 @@ def restored_name(name: str) -> str:
     return str(PurePath(name).with_suffix(ending)) if ending else name
 
 
-def missing_reader(ending: str) -> str:
+def how_to_read(ending: str) -> str:
     """What to do so that files of an ending are read; "" if that is unknown."""
     if ending in _BY_ENDING and _BY_ENDING[ending].animated:
         return "--first-frame takes the first frame"

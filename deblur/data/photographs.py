@@ -18,9 +18,19 @@ from deblur.data.pictures import open_picture
 
 _TAGS = PIL.ExifTags.Base
 # A TIFF's other tags describe how its pixels are stored.
-_KEPT = {_TAGS.DateTime, _TAGS.Make, _TAGS.Model, _TAGS.Software, _TAGS.Artist, _TAGS.Copyright, _TAGS.ImageDescription}
+_KEPT_TAGS = {
+    _TAGS.DateTime,
+    _TAGS.Make,
+    _TAGS.Model,
+    _TAGS.Software,
+    _TAGS.Artist,
+    _TAGS.Copyright,
+    _TAGS.ImageDescription,
+}
+_SUBJECT_AREA = 0x9214  # Pillow has no name for it
 # Sizes and places in the picture before it was turned; MakerNote and Interoperability have offsets into the old file.
-_DROPPED = {_TAGS.ExifImageWidth, _TAGS.ExifImageHeight, 0x9214, 0xA214, _TAGS.MakerNote, PIL.ExifTags.IFD.Interop}
+_DROPPED_TAGS = {_TAGS.ExifImageWidth, _TAGS.ExifImageHeight, _TAGS.SubjectLocation, _SUBJECT_AREA}
+_DROPPED_TAGS |= {_TAGS.MakerNote, PIL.ExifTags.IFD.Interop}
 _LONGEST_EXIF = 65_000  # bytes, in a JPEG
 
 
@@ -83,10 +93,10 @@ def _exif(picture: PIL.Image.Image) -> bytes:
     kept, found = PIL.Image.Exif(), False
     try:
         given = picture.getexif()
-        for tag in _KEPT & set(given):
+        for tag in _KEPT_TAGS & set(given):
             kept[tag], found = given[tag], True
         for ifd in (PIL.ExifTags.IFD.Exif, PIL.ExifTags.IFD.GPSInfo):
-            if values := {tag: value for tag, value in given.get_ifd(ifd).items() if tag not in _DROPPED}:
+            if values := {tag: value for tag, value in given.get_ifd(ifd).items() if tag not in _DROPPED_TAGS}:
                 kept.get_ifd(ifd).update(values)
                 found = True
         data = kept.tobytes() if found else b""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import InputError
-from deblur.data.arrays import Picture, photograph
+from deblur.data.arrays import Picture, as_photograph
 from deblur.evaluation import quality
 
 
@@ -23,7 +23,7 @@ def ssim(restored: Picture, sharp: Picture) -> float:
 
 
 def _tensors(restored: Picture, sharp: Picture) -> tuple[Tensor, Tensor]:
-    a, b = (torch.from_numpy(photograph(picture).pixels).permute(2, 0, 1)[None] for picture in (restored, sharp))
+    a, b = (torch.from_numpy(as_photograph(picture).pixels).permute(2, 0, 1)[None] for picture in (restored, sharp))
     if a.shape != b.shape:
         sizes = " and ".join(f"{side.shape[3]}x{side.shape[2]}" for side in (a, b))
         raise InputError(f"the pictures have {sizes} pixels; both must have the same size")

@@ -20,7 +20,7 @@ from cluster.errors import FINAL, InputError, NotFound
 from cluster.on_ray.placement import Placement
 from cluster.storage import Store, absolute, join, open_store
 from deblur.data.files import not_taken, sort_files
-from deblur.data.formats import SUFFIXES, is_picture, missing_reader, restored_name
+from deblur.data.formats import SUFFIXES, how_to_read, is_picture, restored_name
 from deblur.data.photographs import Animated, read_photograph
 from deblur.data.pictures import TooLarge
 from deblur.inference.photograph import write_photograph
@@ -205,7 +205,7 @@ def _folder_and_name(settings: RestoreSettings) -> tuple[str, str]:
     """The folder of --out, and a file's name in it where --out is one. Raises InputError if it cannot be one."""
     out = settings.out
     suffix = PurePosixPath(out).suffix.lower()
-    if not (is_picture(out, first_frame=True) or missing_reader(suffix)) or Path(out).is_dir():
+    if not (is_picture(out, first_frame=True) or how_to_read(suffix)) or Path(out).is_dir():
         if Path(out).is_file():
             raise InputError(f"--out {out}: is a file; choose a folder, or the name of a picture")
         return absolute(out), ""
@@ -235,7 +235,7 @@ def _found(inputs: Sequence[str], out: str, first_frame: bool) -> Iterator[Photo
         elif not is_url and not Path(given).is_file():
             raise InputError(f"{given}: no such file or folder")
         elif not is_photo:
-            hint = missing_reader(PurePosixPath(given).suffix.lower()) or "convert it"
+            hint = how_to_read(PurePosixPath(given).suffix.lower()) or "convert it"
             raise InputError(f"{given}: not a supported format ({', '.join(SUFFIXES)}); {hint}")
         else:
             folder, _, name = absolute(given).rpartition("/")

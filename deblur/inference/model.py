@@ -5,7 +5,7 @@ import PIL.Image
 import torch
 from torch import nn
 
-from deblur.data.arrays import Picture, like, photograph
+from deblur.data.arrays import Picture, as_photograph, in_form_of
 from deblur.inference.tiles import restore_picture
 from deblur.models.trained import load_model, pick_device
 
@@ -25,8 +25,8 @@ class Model:
 
         Restored in 8 bits; alpha is kept. Raises InputError for what is no picture.
         """
-        source = photograph(picture)
-        return like(restore_picture(self.generator, source.pixels, device=self.device), source, picture)
+        source = as_photograph(picture)
+        return in_form_of(restore_picture(self.generator, source.pixels, device=self.device), source, picture)
 
 
 def load(model: str, device: str) -> Model:

@@ -43,7 +43,7 @@ class TuneSettings(SharedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.a_name("search")
+        self.check_name("search")
         for name in ("trials", "nodes_per_trial", "trials_per_node", "at_once", "grace_images"):
             self.at_least_one(name)
         if self.nodes_per_trial > 1 and self.trials_per_node > 1:

@@ -36,7 +36,7 @@ class TrainSettings(SharedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.a_name("run")
+        self.check_name("run")
         self.at_least_one("nodes")
         self.at_least_one("min_nodes")
         if self.min_nodes and self.min_nodes > self.nodes:

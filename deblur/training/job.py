@@ -63,7 +63,7 @@ def train(settings: TrainSettings, placement: Placement | None = None, callbacks
             if placement or _needs_ray(settings):
                 _launch(settings, job, holder, placement or settings.placement, callbacks)
             else:
-                _train_here(job, holder)
+                _train_in_this_process(job, holder)
         if placement is None:  # a search tells of its trials itself
             print(_outcome(job.run), flush=True)
     return job.run
@@ -216,12 +216,12 @@ def _check_access(settings: TrainSettings, job: Job) -> None:
     print("check passed; rerun without --check to start training")
 
 
-def _train_here(job: Job, holder: Holder) -> None:
+def _train_in_this_process(job: Job, holder: Holder) -> None:
     """One rank in this process: Ray would take half a minute to start. Ctrl-C and SIGTERM stop it at a checkpoint."""
     metrics = run_metrics(job.config.name, "driver")
     metrics.set("deblur_ranks_wanted", 1)
     rank = Rank(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    with exporter.served(metrics, rank.host, job.config.metrics_port) as address, _signals() as interrupted:
+    with exporter.served(metrics, rank.host, job.config.metrics_port) as address, _stopped_by_signals() as interrupted:
         config = WorkerConfig(run=job.config, lease=holder.lease, driver_metrics=address)
         try:
             finished = train_rank(config, rank, Sync(interrupted=interrupted.is_set))
@@ -234,7 +234,7 @@ def _train_here(job: Job, holder: Holder) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _stopped_by_signals() -> Iterator[threading.Event]:
     """Set by the first SIGINT or SIGTERM; the second has its usual effect."""
     received = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +82,25 @@ def test_shared_instancenorm_statistics_are_clearly_closer_to_the_whole_picture(
     own = _levels(_tiled(generator, picture, tile=SMALLEST, has_statistics=False), whole)
     rounding = 1 / 12  # of a level, squared
     assert (shared**2).mean() - rounding < ((own**2).mean() - rounding) / 2
+
+
+@pytest.mark.soak
+def test_a_large_photograph_takes_less_than_twenty_bytes_per_pixel() -> None:
+    """Decoded, restored in tiles and encoded, in processes of their own."""
+    script = """
+import io, resource, sys
+import PIL.Image, torch
+from deblur.inference.bulk import restore_file
+data = io.BytesIO()
+PIL.Image.effect_noise((8000, int(sys.argv[1])), 50).convert("RGB").save(data, "JPEG")
+restore_file(torch.nn.Identity(), data.getvalue(), "x", ".jpg", torch.device("cpu"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    small, large = (
+        1024 * int(subprocess.run([sys.executable, "-c", script, rows], capture_output=True, check=True).stdout)
+        for rows in ("4000", "12000")
+    )
+    assert large - small < 20 * 8000 * 8000
 
 
 @pytest.mark.gpu
