@@ -1,5 +1,6 @@
 """One writer per run, on folders and buckets, with real processes that are killed or suspended."""
 
+import contextlib
 import json
 import os
 import signal
@@ -171,24 +172,31 @@ def test_of_concurrent_processes_exactly_one_acquires_the_lease(store: Store, af
         first.kill()
         first.wait()
     inside, most, lock, done = 0, 0, threading.Lock(), threading.Barrier(6)
-    # Long enough for the heartbeats of a busy machine; a killed holder's expiry is waited for.
-    expiry_s = EXPIRY_S if after_a_killed_holder else 4 * EXPIRY_S
 
     def run(_: int) -> bool:
+        """Whether it could commit once all had tried."""
         nonlocal inside, most
-        try:
-            with acquire_lease(store.url, expiry_s):
-                with lock:
-                    inside += 1
-                    most = max(most, inside)
-                done.wait(60)  # until the others were refused
-                with lock:
-                    inside -= 1
-            return True
-        except InputError:
+        expiry_s = EXPIRY_S if after_a_killed_holder else 4 * EXPIRY_S  # no holder is killed, so none is waited for
+        with contextlib.ExitStack() as stack:
+            try:
+                mine = stack.enter_context(acquire_lease(store.url, expiry_s))
+            except InputError:
+                done.wait(60)
+                return False
+            with lock:
+                inside += 1
+                most = max(most, inside)
             done.wait(60)
-            return False
+            with lock:
+                inside -= 1
+            try:
+                check_lease(store, mine.lease)
+            except InputError:
+                return False
+            return True
 
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(run, range(6))) == [False] * 5 + [True]
-    assert most == 1
+    # moto's create-if-absent is not atomic: on a busy machine a second write may land after the pause, and then the
+    # first process must find that it cannot commit.
+    assert most == 1 or store.url.startswith("s3://")
