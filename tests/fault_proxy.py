@@ -134,9 +134,9 @@ class FaultProxy:
         except (OSError, EOFError, asyncio.CancelledError):
             pass
         finally:
-            with contextlib.suppress(OSError):  # closed
+            with contextlib.suppress(OSError, AttributeError):  # closed: without a descriptor, without a loop
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+                writer.transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request and its response."""

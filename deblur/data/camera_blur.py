@@ -300,16 +300,21 @@ def _sampled(picture: Tensor, grid: Tensor) -> Tensor:
 def to_linear(stored: Tensor, srgb: bool) -> Tensor:
     """Linear light of stored values: sRGB's curve (IEC 61966-2-1) or gamma 2.2; white is 1."""
     if not srgb:
-        return stored**GAMMA
-    return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+        return _power(stored, GAMMA)
+    return torch.where(stored <= 0.04045, stored / 12.92, _power((stored + 0.055) / 1.055, 2.4))
 
 
 def to_stored(light: Tensor, srgb: bool) -> Tensor:
     """The inverse of `to_linear`; negative values become 0."""
     light = light.clamp(min=0)
     if not srgb:
-        return light ** (1 / GAMMA)
-    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+        return _power(light, 1 / GAMMA)
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * _power(light, 1 / 2.4) - 0.055)
+
+
+def _power(light: Tensor, exponent: float) -> Tensor:
+    """NumPy's: torch rounds the last elements of each thread's part differently, so that threads would change bits."""
+    return torch.from_numpy(np.asarray(np.power(light.numpy(), np.float32(exponent))))
 
 
 def boosted(light: Tensor, factor: float, threshold: float) -> Tensor:

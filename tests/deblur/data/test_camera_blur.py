@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from deblur.data.camera_blur import (
     boosted,
     camera_blurred,
     convolved,
+    exposed,
     moving_layers,
     rotations,
     shake_path,
@@ -58,6 +60,25 @@ def test_the_result_depends_on_the_seed_alone() -> None:
         in_threads = list(pool.map(lambda key: camera_blurred(sharp, key), reversed(keys)))[::-1]
     assert all(np.array_equal(a, b) for a, b in zip(one_by_one, in_threads, strict=True))
     assert len({result.tobytes() for result in one_by_one}) == len(keys)
+
+
+def test_the_number_of_threads_does_not_change_bits() -> None:
+    sharp = torch.from_numpy(picture(0, 200, 260)).permute(2, 0, 1).float() / 255  # large enough to be split
+    settings = replace(DEFAULT, shake_share=0.5, highlight_share=0.5, depth_share=0.5, object_share=0.5)
+
+    def results(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        layers = [moving_layers(draw(seed), settings, 200, 260) for seed in range(3)]
+        moves = [partial(averaged, layers=layer) for layer in layers]
+        moves += [partial(convolved, weights=kernel(shake_path(draw(seed), settings, 1.0))) for seed in range(3)]
+        return [exposed(sharp, move, draw(seed), settings) for seed, move in enumerate(moves)]
+
+    before = torch.get_num_threads()
+    try:
+        one, *others = (results(threads) for threads in (1, 2, 3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(one, other, strict=True))
 
 
 def test_the_seed_of_the_motion_does_not_depend_on_noise_and_jpeg() -> None:
