@@ -1,8 +1,8 @@
 """Loads trained generators: the one inside the package, those of runs, and those of files."""
 
 import importlib.resources
-import json
 import re
+from hashlib import sha256
 
 import safetensors
 import safetensors.torch
@@ -15,7 +15,7 @@ from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
-from deblur.models.weights import encode_generator, refuse_other_tensors
+from deblur.models.weights import encode_generator, refuse_other_tensors, split_header
 
 _CHECKPOINT = re.compile(r"(?:^|/)checkpoints/(\d{12})/?$")
 _CONSTANT = 0.01  # standard deviation of values in [-1, 1], about one level of 255
@@ -77,6 +77,9 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
         weights = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise InputError(f"{url}: damaged safetensors file ({error}); copy it again") from error
+    header, tensors = split_header(data)
+    if header["__metadata__"].get("sha256", digest := sha256(tensors).hexdigest()) != digest:
+        raise InputError(f"{url}: damaged: its tensors do not have the SHA-256 in its header; copy it again")
     refuse_other_tensors(generator.state_dict(), weights, url, "its recipe describes another one; copy it again")
     if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
         raise InputError(f"{url}: {bad} has numbers that are not finite; take an earlier checkpoint, or copy it again")
@@ -90,13 +93,9 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
 
 
 def read_recipe(data: bytes, url: str) -> Recipe:
-    """The recipe in a generator.safetensors' metadata; raises InputError naming `url`.
-
-    The format: header size in 8 bytes, JSON header, tensors.
-    """
+    """The recipe in a generator.safetensors' metadata; raises InputError naming `url`."""
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        text: str = header["__metadata__"]["recipe"]
+        text: str = split_header(data)[0]["__metadata__"]["recipe"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{url}: not a generator with its recipe; use the generator.safetensors of a run") from error
     return recipes.from_json(text, url)

@@ -1,5 +1,7 @@
 """Loads state dicts from files, buckets and torchvision without executing code from them, and validates them."""
 
+import json
+from hashlib import sha256
 from io import BytesIO
 from typing import Any
 
@@ -63,9 +65,25 @@ def refuse_other_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], 
 
 
 def encode_generator(weights: dict[str, Tensor], recipe: Recipe) -> bytes:
-    """A generator.safetensors: the weights, and the recipe that they belong to in the metadata."""
+    """A generator.safetensors: the weights, with their recipe and the SHA-256 of their bytes in the metadata."""
     import safetensors.torch  # as above
 
-    # One entry of metadata: the order of several is random, and equal weights should be equal bytes.
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-    return safetensors.torch.save(contiguous, metadata={"recipe": recipes.to_json(recipe)})
+    header, tensors = split_header(safetensors.torch.save(contiguous))
+    # Not written by safetensors, whose order of several entries is random: equal weights should be equal bytes.
+    metadata = {"recipe": recipes.to_json(recipe), "sha256": sha256(tensors).hexdigest()}
+    text = json.dumps({"__metadata__": metadata, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the bytes of the tensors of a safetensors file: header size in 8 bytes, JSON header, tensors.
+
+    Raises ValueError for other data.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    return header, data[end:]

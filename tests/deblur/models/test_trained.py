@@ -90,3 +90,14 @@ def test_a_model_that_has_diverged_is_refused(tmp_path: Path, bias: float, messa
     path.write_bytes(encode_generator(weights, RECIPE))
     with pytest.raises(InputError, match=message):
         load_model(str(path), CPU)
+
+
+def test_equal_weights_are_equal_bytes_and_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    weights = build_generator(RECIPE).state_dict()
+    data = encode_generator(weights, RECIPE)
+    assert encode_generator(dict(reversed(weights.items())), RECIPE) == data
+    assert all(torch.equal(weights[name], tensor) for name, tensor in safetensors.torch.load(data).items())
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    with pytest.raises(InputError, match=r"damaged: .* SHA-256"):
+        load_model(str(path), CPU)
