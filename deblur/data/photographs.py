@@ -14,6 +14,7 @@ import PIL.ImageCms
 import PIL.ImageOps
 
 from cluster.errors import InputError
+from deblur.data.blur import GAMMA
 from deblur.data.pictures import open_picture
 
 _TAGS = PIL.ExifTags.Base
@@ -86,7 +87,25 @@ def _photograph(picture: PIL.Image.Image) -> Photograph:
         picture = _eight_bits(picture)
     alpha = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
     pixels = np.array(picture.convert("RGBA" if alpha is not None else "RGB"))[..., :3]
+    if has_other_gamma(picture):
+        pixels = _at_usual_gamma(pixels, picture.info["gamma"])
     return Photograph(pixels=pixels, alpha=alpha, grey=grey, profile=profile)
+
+
+def has_other_gamma(picture: PIL.Image.Image) -> bool:
+    """Whether a PNG's gAMA says that its values are not for displays of gamma 2.2 (ISO/IEC 15948, 11.3.2.2).
+
+    An iCCP or sRGB chunk overrides it, and libpng's 5 % of tolerance apply.
+    """
+    exponent = float(picture.info.get("gamma", 0.0))
+    overridden = "icc_profile" in picture.info or "srgb" in picture.info
+    return exponent > 0 and not overridden and abs(exponent * GAMMA - 1) > 0.05
+
+
+def _at_usual_gamma(pixels: np.ndarray, exponent: float) -> np.ndarray:
+    """uint8 values that stand for light ** exponent as those that stand for light ** (1 / 2.2)."""
+    levels = (np.arange(256) / 255) ** (1 / (exponent * GAMMA))
+    return (255 * levels).round().astype(np.uint8)[pixels]
 
 
 def _exif(picture: PIL.Image.Image) -> bytes:

@@ -18,7 +18,7 @@ from deblur.data.camera_blur import CameraBlurSettings, camera_blurred
 from deblur.data.files import File
 from deblur.data.pack_settings import SAMPLES, PackSettings
 from deblur.data.pairs import Found, Pair, SharpPicture, describe, size_problems
-from deblur.data.photographs import Animated, read_photograph
+from deblur.data.photographs import Animated, has_other_gamma, read_photograph
 
 COMPARED = 24  # pairs whose sides are compared before packing
 
@@ -222,8 +222,9 @@ def _read(file: File, first_frame: bool) -> Picture:
     header = pictures.open_picture(data, str(file))
     # Bytes 24 and 25 are bit depth and colour type: Pillow calls 16-bit PNGs RGB too.
     plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and not {"transparency", "loop"} & set(header.info)
+    plain = plain and not header.getexif() and not has_other_gamma(header)
     try:
         pixels = read_photograph(data, str(file), first_frame=first_frame).pixels
     except Animated as error:
         raise InputError(f"{error}, or add --first-frame") from error
-    return Picture(name=str(file), pixels=pixels, png=data if plain and not header.getexif() else None)
+    return Picture(name=str(file), pixels=pixels, png=data if plain else None)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import skimage.data
 from hypothesis import given
@@ -96,6 +97,20 @@ def test_png_files_are_kept_byte_for_byte(gopro: Path, tmp_path: Path) -> None:
     index = packed(gopro, tmp_path / "out", blur="blur")
     data = open_store(tmp_path / "out").get(index.splits["test"].shards[0].name)
     assert (gopro / "test" / "GOPR09_00_00" / "blur" / "000002.png").read_bytes() in data
+
+
+def test_a_png_for_another_display_is_not_kept_as_it_is(tmp_path: Path) -> None:
+    linear = PIL.PngImagePlugin.PngInfo()
+    linear.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    stored = {"sharp": picture(0, 30, 40), "blur": uniform_filter1d(picture(0, 30, 40), 5, axis=1)}
+    for side, pixels in stored.items():
+        for scene in ("GOPR01", "GOPR02"):
+            write(tmp_path / "in" / "train" / scene / side / "1.png", pixels, pnginfo=linear)
+    index = packed(tmp_path / "in", tmp_path / "out")
+    dataset = Dataset(open_store(tmp_path / "out"), index)
+    (pair,) = pairs_of(dataset, index.splits["train"], range(1), 1)
+    for found, side in zip(pair, ("blur", "sharp"), strict=True):
+        assert np.array_equal(found, (255 * (stored[side] / 255) ** (1 / 2.2)).round())
 
 
 def test_no_scene_is_in_two_splits(gopro: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
+import PIL.PngImagePlugin
 import pytest
 
 from cluster.errors import InputError
@@ -125,3 +126,24 @@ def test_transparent_16_bit_grey_stays_transparent() -> None:
 def test_broken_exif_is_ignored(kind: str) -> None:
     found = read(PIL.Image.fromarray(picture(0, 20, 30)), kind, exif=b"Exif\0\0no exif at all")
     assert found.pixels.shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "overridden", "level"),
+    [
+        (1.0, False, 186),  # linear light
+        (1 / 1.8, False, 145),  # of old Macs
+        (1 / 2.2, False, 128),
+        (1.0, True, 128),
+        (0.0, False, 128),
+    ],
+)
+def test_a_png_for_another_display_is_read_at_the_usual_gamma(gamma: float, overridden: bool, level: int) -> None:
+    chunks = PIL.PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", struct.pack(">I", round(100_000 * gamma)))
+    if overridden:
+        chunks.add(b"sRGB", b"\0")
+    found = read(PIL.Image.new("RGB", (4, 3), (0, 128, 255)), "PNG", pnginfo=chunks)
+    low, middle, high = found.pixels[0, 0]
+    assert (low, high) == (0, 255)
+    assert middle == level
