@@ -174,13 +174,13 @@ def restore_file(
 def plan(inputs: Sequence[str], out: str, first_frame: bool = False, name: str = "") -> list[Photo]:
     """All photographs of the inputs; the only one perhaps with another `name` in `out`.
 
-    Raises InputError if two outputs coincide or an input would be overwritten.
+    Raises InputError if two outputs coincide, an input would be overwritten, or a key cannot be a file's name.
     """
     if not inputs:
         raise InputError("nothing to restore: give photographs, or folders of them")
     targets: dict[str, Photo] = {}
     for found in _found(inputs, out, first_frame):
-        photo = replace(found, target=name or found.target)
+        photo = replace(found, target=name or _target(found, out))
         other = targets.setdefault(photo.target, photo)
         if other.place != photo.place:
             both = join(out, photo.target)
@@ -190,6 +190,16 @@ def plan(inputs: Sequence[str], out: str, first_frame: bool = False, name: str =
         if _place(out, target) in sources:
             raise InputError(f"{join(out, target)} is an input and would be overwritten; choose another --out")
     return list(targets.values())
+
+
+def _target(photo: Photo, out: str) -> str:
+    """Its name below `out`. In a folder a//b and a/./b are the same file, which they are not in a bucket."""
+    if "://" in out:
+        return photo.target
+    name = PurePosixPath(photo.target)
+    if name.is_absolute():
+        raise InputError(f"{photo.place}: cannot be a file below {out}; rename the object, or choose an s3:// --out")
+    return str(name)
 
 
 def _exists(store: Store, key: str) -> bool:

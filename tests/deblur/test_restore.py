@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import numpy as np
 import PIL.Image
 import pytest
@@ -294,6 +295,19 @@ def test_buckets_are_read_like_folders(bucket: str, tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match=r"in/a\.png is an input and would be overwritten"):
         plan([f"{bucket}/in"], f"{bucket}/in/")
+
+
+def test_keys_of_one_file_name_are_refused_and_kept_apart_in_a_bucket(
+    bucket: str, s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    s3, name = boto3.session.Session().client("s3"), bucket.removeprefix("s3://")
+    for key in ("twice/sub/a.png", "twice/sub//a.png", "slash//a.png"):
+        s3.put_object(Bucket=name, Key=key, Body=b"")
+    with pytest.raises(InputError, match=r"twice/sub//?a\.png and .*twice/sub//?a\.png would both become .*sub/a\.png"):
+        plan([f"{bucket}/twice"], str(tmp_path))
+    assert [photo.target for photo in plan([f"{bucket}/twice"], f"{bucket}/out")] == ["sub//a.png", "sub/a.png"]
+    with pytest.raises(InputError, match=r"slash//a\.png: cannot be a file below"):
+        plan([f"{bucket}/slash"], str(tmp_path))
 
 
 def test_two_inputs_with_the_same_name_are_refused(tmp_path: Path) -> None:
