@@ -21,12 +21,19 @@ import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 
-KINDS = ("cut", "reset", "stall", "unavailable", "corrupt")
+KINDS = ("cut", "reset", "stall", "unavailable", "forbidden", "expired", "corrupt")
 
 _READ_BUFFER_BYTES = 1 << 20
 # Query parameters that differ between runs, and so must not determine faults.
 _VARYING = re.compile(r"\b(uploadId|continuation-token)=[^&]*")
-_UNAVAILABLE = b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\n\r\n<Error><Code>SlowDown</Code></Error>"
+_ERRORS = {
+    kind: f"HTTP/1.1 {status}\r\nConnection: close\r\n\r\n<Error><Code>{code}</Code></Error>".encode()
+    for kind, status, code in (
+        ("unavailable", "503 Slow Down", "SlowDown"),
+        ("forbidden", "403 Forbidden", "AccessDenied"),
+        ("expired", "400 Bad Request", "ExpiredToken"),
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,10 @@ def identify(method: str, target: str, byte_range: str) -> str:
 
 
 class FaultProxy:
-    """Runs within its context; `stop` and `start` simulate a server that is down for a while."""
+    """Runs within its context; `stop` and `start` simulate a server that is down for a while.
+
+    `plan` may be replaced at any time.
+    """
 
     def __init__(self, upstream: str, plan: Plan = Plan(), listen: str = "127.0.0.1") -> None:
         self.plan = plan
@@ -149,8 +159,8 @@ class FaultProxy:
             await reader.readexactly(int(fault.where * upload_bytes))
             return await self._respond(b"", fault, writer)
         request = head.raw + await _read_body(reader, head)
-        if fault and fault.kind == "unavailable":
-            return await self._respond(_UNAVAILABLE, fault, writer)
+        if fault and fault.kind in _ERRORS:
+            return await self._respond(_ERRORS[fault.kind], fault, writer)
         response, body = await self._forward(head.first[0], request)
         if fault and fault.kind == "corrupt" and not body:
             fault = None

@@ -103,6 +103,9 @@ class Bench:
     def is_running(self, job: str) -> bool:
         return not self._jobs.get_job_status(job).is_terminal()
 
+    def succeeded(self, job: str) -> bool:
+        return self._jobs.get_job_status(job) == "SUCCEEDED"
+
     def log(self, job: str) -> str:
         return self._jobs.get_job_logs(job)
 

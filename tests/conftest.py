@@ -1,9 +1,6 @@
 """Fixtures that all tests share (an S3 server, the service), and the marker of tests that need more than Python."""
 
 import os
-import socket
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.servers import wait_until_it_answers
+from benchmarks.s3_server import s3_server
 from tests.service import running_service, write_model
 
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
@@ -46,33 +43,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.integration)
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[dict[str, str]]:
-    """AWS variables of an S3 server: the one in AWS_ENDPOINT_URL, else moto on a free port (one per xdist worker)."""
-    if "AWS_ENDPOINT_URL" in os.environ:
-        yield {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until_it_answers(f"http://127.0.0.1:{port}/moto-api/", server, timeout_s=60)
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-    finally:
-        server.kill()
-        server.wait()
+@pytest.fixture(scope="session", name="s3_server")
+def s3_server_fixture() -> Iterator[dict[str, str]]:
+    """The AWS variables of an S3 server, one per xdist worker."""
+    with s3_server() as variables:
+        yield variables
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
+from benchmarks.fault_proxy import FaultProxy, Plan
 from cluster.storage import Store, join, open_store
 from deblur.data import pictures
 from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import pack
 from tests.clusters import log_at_the_end, two_nodes, until, workers
 from tests.datasets import picture
-from tests.fault_proxy import FaultProxy, Plan
 
 COUNT = 240
 FLAGS = {"blur_model": "camera", "validation_scenes": 20, "shard_mb": 4}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fault_proxy import FaultProxy, Plan
 from benchmarks.recorded import account, read_record
 from benchmarks.recovery import DRAIN_S, Bench, run_with_fault
 from cluster.local import LocalCluster
@@ -27,7 +28,6 @@ from deblur.training.metrics import run_metrics
 from deblur.training.run import ReadOnlyRun
 from tests.clusters import ISOLATED, two_nodes
 from tests.datasets import write_dataset
-from tests.fault_proxy import FaultProxy, Plan
 from tests.ranks import run_ranks
 
 UPDATES = 200

@@ -14,13 +14,13 @@ import pytest
 import torch
 from ray.job_submission import JobSubmissionClient
 
+from benchmarks.fault_proxy import FaultProxy, Plan
 from cluster.storage import Store, join, open_store
 from deblur.data import pictures
 from deblur.inference.bulk import restore_file
 from deblur.models.trained import load_model
 from tests.clusters import log_at_the_end, two_nodes, until, workers
 from tests.datasets import picture
-from tests.fault_proxy import FaultProxy, Plan
 
 CPU = torch.device("cpu")
 SIZES = [(300, 400), (240, 500), (64, 64), (1, 9)]

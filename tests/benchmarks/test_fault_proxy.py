@@ -19,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, HTTPClientError
 
-from tests.fault_proxy import KINDS, FaultProxy, Plan, choose_fault
+from benchmarks.fault_proxy import KINDS, FaultProxy, Plan, choose_fault
 
 DATA = random.Random(0).randbytes(1_000_000)
 SESSION = boto3.session.Session()  # shared: creating one loads the API's description
@@ -151,7 +151,13 @@ def test_a_response_that_the_server_cuts_is_a_lost_connection() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_read_fails_by_each_kind(proxied: Proxied, kind: str) -> None:
-    seen = {"reset": "ConnectionResetError", "unavailable": "SlowDown", "corrupt": r"wrong at \[\d+\]$"}
+    seen = {
+        "reset": "ConnectionResetError",
+        "unavailable": "SlowDown",
+        "forbidden": "AccessDenied",
+        "expired": "ExpiredToken",
+        "corrupt": r"wrong at \[\d+\]$",
+    }
     with proxied(share=1, kinds=(kind,), stall_s=0.5) as (proxy, client):
         before = time.monotonic()
         assert re.search(seen.get(kind, "IncompleteRead"), outcome(client))

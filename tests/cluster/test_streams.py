@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fault_proxy import FaultProxy
+from benchmarks.fault_proxy import Plan as Faults
 from cluster.errors import DamagedError, StorageUnavailable
 from cluster.storage import Retry, Store, join, open_store
 from cluster.storage.checkpoints import Checkpoints
@@ -22,8 +24,6 @@ from deblur.data.dataset import Dataset
 from deblur.data.loader import BadSamples, batches
 from deblur.data.plan import Plan
 from tests.datasets import write_dataset
-from tests.fault_proxy import FaultProxy
-from tests.fault_proxy import Plan as Faults
 
 OBJECT = os.urandom(3_000_000)
 RETRY = Retry(limit_s=30, stall_s=0.5)

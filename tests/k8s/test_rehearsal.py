@@ -15,12 +15,12 @@ from typing import Any
 import boto3
 import pytest
 
+from benchmarks.fault_proxy import FaultProxy, Plan
 from cluster.local import RAY, LocalCluster, Settings
 from cluster.storage import join, open_store
 from deblur.training.run import Run
 from tests.clusters import ISOLATED, isolated_cluster
 from tests.datasets import write_dataset
-from tests.fault_proxy import FaultProxy, Plan
 
 MANIFEST = Path(__file__).parents[2] / "k8s/raycluster.yaml"
 NODES = 4

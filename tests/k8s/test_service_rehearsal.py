@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from benchmarks.fault_proxy import FaultProxy, Plan
 from cluster.local import LocalCluster, Settings, free_port
 from cluster.storage import open_store
 from deblur.config import presets, recipes
@@ -24,7 +25,6 @@ from deblur.config.recipes import GeneratorRecipe
 from deblur.models.build import build_generator
 from tests.clusters import ISOLATED, isolated_cluster
 from tests.datasets import picture
-from tests.fault_proxy import FaultProxy, Plan
 from tests.k8s.manifests import K8S, SERVICE, Object, containers, serve_config
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
