@@ -6,9 +6,10 @@ ports and folders are not part of it. Saved with every checkpoint, and compared 
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cluster.errors import InputError
 
@@ -31,7 +32,12 @@ Architecture = Literal["resnet", "unet", "fast-unet", "nafnet", "maxim"]
 Objective = Literal["wasserstein", "wgan-gp", "least-squares", "relativistic-least-squares", "vanilla"]
 PixelLoss = Literal["l1", "charbonnier"]
 FeatureName = Literal["vgg16-block3_conv3", "vgg16-conv3_3", "vgg19-conv3_3", "vgg16-block1_conv1"]
-MAX_CRITIC_UPDATES = 64  # more than this per generator step can only be a typo
+# More than these can only be a typo, or a hostile file.
+MAX_CRITIC_UPDATES = 64  # per generator step
+MAX_FILTERS = 4096
+MAX_BLOCKS = 1000
+MAX_LEVELS = 10
+LARGEST = 1e300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +64,13 @@ class GeneratorRecipe:
     """clamp(tanh + input, -1, 1) of the paper, or (tanh + input) / 2 of the article (resnet, unet)."""
 
     def __post_init__(self) -> None:
-        _at_least("generator.filters", self.filters, 1)
-        _at_least("generator.blocks", self.blocks, 1)
-        _at_least("generator.middle_blocks", self.middle_blocks, 0)
+        _within("generator.filters", self.filters, 1, MAX_FILTERS)
+        _within("generator.blocks", self.blocks, 1, MAX_BLOCKS)
+        _within("generator.middle_blocks", self.middle_blocks, 0, MAX_BLOCKS)
         for name in ("encoder_blocks", "decoder_blocks"):
-            if not getattr(self, name):
-                raise InputError(f"generator.{name} is empty; give a number of blocks for each level")
-            _at_least(f"generator.{name}", min(getattr(self, name)), 0)
+            _within(f"the number of levels in generator.{name}", len(getattr(self, name)), 1, MAX_LEVELS)
+            for blocks in getattr(self, name):
+                _within(f"generator.{name}", blocks, 0, MAX_BLOCKS)
         if len(self.encoder_blocks) != len(self.decoder_blocks):
             raise InputError(
                 f"generator.encoder_blocks {self.encoder_blocks} and generator.decoder_blocks {self.decoder_blocks} "
@@ -86,8 +92,8 @@ class CriticRecipe:
     """Normalisation after each convolution except the first."""
 
     def __post_init__(self) -> None:
-        _at_least("critic.filters", self.filters, 1)
-        _at_least("critic.layers", self.layers, 1)
+        _within("critic.filters", self.filters, 1, MAX_FILTERS)
+        _within("critic.layers", self.layers, 1, MAX_LEVELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +122,7 @@ class LossRecipe:
     """Weight of the gradient penalty (wgan-gp only)."""
 
     def __post_init__(self) -> None:
-        _at_least("critic_updates", self.critic_updates, 1)
-        if self.critic_updates > MAX_CRITIC_UPDATES:
-            raise InputError(f"critic_updates is {self.critic_updates}; the maximum is {MAX_CRITIC_UPDATES}")
+        _within("critic_updates", self.critic_updates, 1, MAX_CRITIC_UPDATES)
         weights = ("content_weight", "pixel_weight", "frequency_weight", "adversarial_weight", "penalty_weight")
         for name in (*weights, "adversarial_from"):
             _at_least(name, getattr(self, name), 0)
@@ -262,10 +266,28 @@ def _build(kind: type, values: Any, place: str) -> Any:
     nested = {n: _build(hints[n], v, place) if dataclasses.is_dataclass(hints[n]) else v for n, v in values.items()}
     nested = {n: tuple(v) if isinstance(v, list) else v for n, v in nested.items()}
     for name, value in nested.items():
-        choices = getattr(hints[name], "__args__", ())
-        if choices and all(isinstance(c, str) for c in choices) and value not in choices:
-            raise InputError(f"{place}: {name} is {value!r}; choose one of {', '.join(choices)}")
+        if not _has_type(value, hints[name]):
+            raise InputError(f"{place}: {name} is {value!r}; {_expectation(hints[name])}")
     return kind(**nested)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is what a field's type says; a whole number may stand for a float."""
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_has_type(one, get_args(hint)[0]) for one in value)
+    if hint is float:
+        return type(value) in (int, float) and -LARGEST < value < LARGEST
+    return type(value) is hint
+
+
+def _expectation(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"choose one of {', '.join(get_args(hint))}"
+    return f"expected {getattr(hint, '__name__', hint)}"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -295,6 +317,12 @@ def with_flags(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 def _flag(path: str) -> str:
     """The flag of "loss.objective" is "objective"; only networks' flags are prefixed."""
     return path if path.startswith(("generator.", "critic.")) else path.rpartition(".")[2]
+
+
+def _within(name: str, value: int, smallest: int, largest: int) -> None:
+    _at_least(name, value, smallest)
+    if value > largest:
+        raise InputError(f"{name} is {value}; it must be at most {largest}")
 
 
 def _at_least(name: str, value: float, smallest: float) -> None:

@@ -72,7 +72,9 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     The recipe is in the file's metadata. Raises InputError naming `url`, where the bytes are from, and the first tensor
     that does not match the recipe or is not finite; also for a network that restores nothing but a flat picture.
     """
-    generator = build_generator(read_recipe(data, url))
+    recipe = read_recipe(data, url)
+    with torch.device("meta"):  # without memory, until the file turns out to have that many numbers
+        expected = build_generator(recipe).state_dict()
     try:
         weights = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -80,9 +82,10 @@ def build_model(data: bytes, url: str, device: torch.device) -> nn.Module:
     header, tensors = split_header(data)
     if header["__metadata__"].get("sha256", digest := sha256(tensors).hexdigest()) != digest:
         raise InputError(f"{url}: damaged: its tensors do not have the SHA-256 in its header; copy it again")
-    refuse_other_tensors(generator.state_dict(), weights, url, "its recipe describes another one; copy it again")
+    refuse_other_tensors(expected, weights, url, "its recipe describes another one; copy it again")
     if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
         raise InputError(f"{url}: {bad} has numbers that are not finite; take an earlier checkpoint, or copy it again")
+    generator = build_generator(recipe)
     generator.load_state_dict(weights)
     generator = generator.to(device).eval()
     with torch.inference_mode():

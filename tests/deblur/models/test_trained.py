@@ -1,5 +1,6 @@
 """Trained generators as files: export, and refusal of what is not one."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -100,4 +101,12 @@ def test_equal_weights_are_equal_bytes_and_a_flipped_bit_is_refused(tmp_path: Pa
     path = tmp_path / "generator.safetensors"
     path.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
     with pytest.raises(InputError, match=r"damaged: .* SHA-256"):
+        load_model(str(path), CPU)
+
+
+def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, generator=GeneratorRecipe(filters=4096, blocks=1000))  # 19 TB
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(encode_generator(build_generator(RECIPE).state_dict(), recipe))
+    with pytest.raises(InputError, match="weights of another network"):
         load_model(str(path), CPU)
