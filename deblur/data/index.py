@@ -109,7 +109,7 @@ def read_index(store: Store) -> Index:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{place}: unreadable ({error!r}); pack the dataset again") from error
-    if index.digest != raw["digest"]:
+    if index.digest != raw.get("digest"):
         raise DamagedError(f"{place}: the digest differs from the content's; pack the dataset again")
     return index
 
@@ -134,7 +134,7 @@ def read_table(store: Store, shard: Shard) -> tuple[Sample, ...]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as table:
             keys, places = table["keys"].tobytes().decode().split("\n"), table["places"].tolist()
-    except (KeyError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged zip raises a dozen kinds
         raise DamagedError(f"{place}: unreadable ({error!r}); pack the dataset again") from error
     if len(keys) != shard.num_samples or not all(map(_KEY.fullmatch, keys)):
         raise DamagedError(f"{place}: has {len(keys)} keys, expected {shard.num_samples} without '.' and '/'")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,9 @@ def test_an_index_of_another_version_or_truncated_or_edited_is_refused(tmp_path:
         read_index(store)
     store.put(INDEX, json.dumps(raw).encode()[:-20])
     with pytest.raises(DamagedError, match=r"index\.json"):
+        read_index(store)
+    store.put(INDEX, json.dumps({name: value for name, value in raw.items() if name != "digest"}).encode())
+    with pytest.raises(DamagedError, match="digest"):
         read_index(store)
     raw["splits"]["train"]["shards"][0]["num_samples"] += 1
     store.put(INDEX, json.dumps(raw).encode())
@@ -86,6 +90,16 @@ def test_keys_outside_the_shard_are_refused(tmp_path: Path, key: str) -> None:
     store, data = open_store(tmp_path), encode_table([Sample(key=key, offset=0, length=1, crc32=0)])
     store.put("train/000000.npz", data)
     with pytest.raises(DamagedError, match=r"train/000000\.npz"):
+        read_table(store, shard_of(data, 1))
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-30], lambda data: data[:50] + data[60:]])
+def test_a_damaged_table_is_named_even_if_the_index_has_its_digest(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    store, data = open_store(tmp_path), damage(encode_table([Sample(key="x", offset=0, length=1, crc32=0)]))
+    store.put("train/000000.npz", data)
+    with pytest.raises(DamagedError, match=r"train/000000\.npz: unreadable"):
         read_table(store, shard_of(data, 1))
 
 
