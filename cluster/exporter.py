@@ -97,7 +97,7 @@ def served(metrics: Metrics, host: str, first_port: int, own: int = 0, own_port_
     The port is `first_port + own`, or another of the `PORTS` from `first_port` on if that stays taken. Yields "" if no
     port can be opened, with a warning (a run without metrics is better than no run), and if `first_port` is 0.
     """
-    addr = "::" if ":" in host else "0.0.0.0"
+    addr = "::" if ":" in host else "0.0.0.0"  # noqa: S104  # Prometheus scrapes from elsewhere
     found = _first_free(metrics.registry, addr, first_port, own % PORTS, own_port_s) if first_port else None
     if found is None:
         yield ""

@@ -156,7 +156,8 @@ def _pods(settings: Settings) -> Cluster:
 def _plain(settings: Settings, head: dict[str, str], workers: dict[str, str]) -> Cluster:
     """A head without CPUs, as in our manifests, and workers."""
     each = {"block": "true", "object-store-memory": str(OBJECT_STORE_BYTES)}
-    head = each | {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"} | head
+    # The head's other ports are open likewise; with --isolated only this machine reaches them.
+    head = each | {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"} | head  # noqa: S104
     service = "head.default.svc.cluster.local"
     workers = each | {"address": f"{service}:{head.get('port', GCS_PORT)}"} | workers
     workers |= {"num-cpus": str(settings.cpus_per_node)}

@@ -213,7 +213,7 @@ def _texts(values: Object | None) -> Values:
 
 def _head(context: _Context, spec: Object, parameters: Values) -> Pod:
     group, added = spec["headGroupSpec"], {}
-    start = {"dashboard-host": "0.0.0.0"} | _parameters(group) | parameters
+    start = {"dashboard-host": "0.0.0.0"} | _parameters(group) | parameters  # noqa: S104  # as KubeRay sets it
     if spec.get("enableInTreeAutoscaling"):
         start["no-monitor"] = "true"
         if version := (spec.get("autoscalerOptions") or {}).get("version"):

@@ -223,7 +223,7 @@ class _Backoff:
             _log.warning("%s; retrying for %.0f s", error, left)
             self._warned = True
         self._traffic.add(retries=1, resumed_reads=int(progress))
-        time.sleep(min(left, random.uniform(0, min(MAX_PAUSE_S, 0.1 * 2**self._in_a_row))))
+        time.sleep(min(left, random.uniform(0, min(MAX_PAUSE_S, 0.1 * 2**self._in_a_row))))  # noqa: S311
 
 
 def _translate(error: botocore.exceptions.ClientError, place: str) -> Exception:

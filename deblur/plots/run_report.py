@@ -78,7 +78,7 @@ def page(runs: Mapping[str, RunData]) -> str:
         title=title_of(runs),
         results={name: results(run.metrics) for name, run in runs.items()},
         # matplotlib has escaped the names in it.
-        curves=[(panel.title, Markup(panel_svg(panel, metrics))) for panel in PANELS],
+        curves=[(panel.title, Markup(panel_svg(panel, metrics))) for panel in PANELS],  # noqa: S704
         samples={name: _figures(run) for name, run in runs.items()},
         recipes=differences({name: run.recipe for name, run in runs.items()}),
     )

@@ -54,7 +54,7 @@ def write(search: Search) -> None:
     figure.suptitle(plain(title))
     search.store.put("report.png", figure_png(figure))  # first, because SVG changes the resolution
     with svg_settings(search.name):
-        svg = Markup(figure_svg(figure))  # matplotlib escapes names
+        svg = Markup(figure_svg(figure))  # noqa: S704  # matplotlib escapes names
     values = {"title": title, "search": search, "figure": svg, "table": table(search), "describe": describe}
     page = render("deblur.search", "search.html.j2", **values, min_trials=MIN_TRIALS)
     search.store.put("report.html", page.encode())
