@@ -5,6 +5,7 @@
 # make long           the tests that are too slow for CI
 # make gpu            the tests that need GPUs, in the Python that has them
 # make lint, format   ruff and mypy; what ruff can fix
+# make audit          known vulnerabilities in the versions of constraints.txt (needs PyPI)
 # make serve RUN=runs/demo     the app with a run's model (default: the embedded one), at http://127.0.0.1:8000
 # make monitor RUN=runs/demo   a Prometheus on this machine that scrapes a run, with our alerts
 # make manifests      regenerates the manifests that repeat k8s/raycluster.yaml, and the dashboards
@@ -16,7 +17,7 @@ READY := .venv/.ready
 # More than the two cores of a small machine: a quarter of the time is waiting.
 WORKERS ?= 4
 
-.PHONY: demo test integration integration-cluster integration-other soak long gpu lint format serve monitor prometheus kubectl chromium manifests constraints clean
+.PHONY: audit demo test integration integration-cluster integration-other soak long gpu lint format serve monitor prometheus kubectl chromium manifests constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m deblur.demo
@@ -86,6 +87,11 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+audit:  # in an environment of its own: constraints.txt lists what is in .venv
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps
 
 constraints: $(READY)
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
