@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 PREEMPTION_MARGIN_S = 5.0  # between the last checkpoint and the moment at which its node is preempted
-COLLECTIVE_TIMEOUT_S = 600  # a rank that does not reach a collective within it counts as dead
 _T = TypeVar("_T")
 
 

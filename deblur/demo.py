@@ -24,9 +24,11 @@ from deblur.data.loader import pairs_of
 from deblur.data.packing import packed_samples
 from deblur.evaluation.evaluator import evaluate
 from deblur.inference.tiles import restore_picture
-from deblur.models.trained import EMBEDDED, load_model
+from deblur.models.names import EMBEDDED
+from deblur.models.trained import load_model
 from deblur.plots.curves import report_png
-from deblur.training.job import TrainSettings, train
+from deblur.training.job import train
+from deblur.training.settings import TrainSettings
 
 RANKS = 2
 _CPU = torch.device("cpu")

@@ -13,13 +13,16 @@ import logging
 import tyro
 
 from cluster.errors import one_line_errors
-from deblur.evaluation.measure import EvaluateSettings, measure
+from deblur.evaluation.settings import EvaluateSettings
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():
-        print(measure(tyro.cli(EvaluateSettings, description=__doc__, prog="python -m deblur.evaluate")))
+        settings = tyro.cli(EvaluateSettings, description=__doc__, prog="python -m deblur.evaluate")
+        from deblur.evaluation.measure import measure  # after the flags: torch takes seconds
+
+        print(measure(settings))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import tyro
 
 from cluster.errors import one_line_errors
-from deblur.models.trained import export
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +22,8 @@ class Settings:
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.export")
+        from deblur.models.trained import export  # after the flags: torch takes seconds
+
         print(export(settings.model, settings.out))
 
 

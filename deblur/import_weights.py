@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from cluster.errors import one_line_errors
-from deblur.models.published import Network, import_weights
+from deblur.models.names import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class Settings:
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.import_weights")
+        from deblur.models.published import import_weights  # after the flags: torch takes seconds
+
         print(import_weights(settings.network, settings.source, settings.out))
 
 

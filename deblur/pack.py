@@ -13,12 +13,13 @@ import tyro
 
 from cluster.errors import one_line_errors
 from deblur.data.pack_settings import PackSettings
-from deblur.data.packing import check, pack, summary
 
 
 def main() -> None:
     with one_line_errors():
         settings = tyro.cli(PackSettings, description=__doc__, prog="python -m deblur.pack")
+        from deblur.data.packing import check, pack, summary  # after the flags: torch takes seconds
+
         print(check(settings) if settings.check else summary(pack(settings)))
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import tyro
 
 from cluster.errors import InputError, one_line_errors
-from deblur.plots.run_report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,8 @@ def main() -> None:
         settings = tyro.cli(Settings, description=__doc__, prog="python -m deblur.report")
         if not settings.runs:
             raise InputError("no run given; example: python -m deblur.report runs/demo")
+        from deblur.plots.run_report import write_report  # after the flags: matplotlib and torch take seconds
+
         print("\n".join(write_report(settings.runs, settings.out)))
 
 

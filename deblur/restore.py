@@ -15,13 +15,16 @@ import sys
 import tyro
 
 from cluster.errors import one_line_errors
-from deblur.inference.bulk import RestoreSettings, restore_photographs
+from deblur.inference.settings import RestoreSettings
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():
-        failures = restore_photographs(tyro.cli(RestoreSettings, description=__doc__, prog="python -m deblur.restore"))
+        settings = tyro.cli(RestoreSettings, description=__doc__, prog="python -m deblur.restore")
+        from deblur.inference.bulk import restore_photographs  # after the flags: torch takes seconds
+
+        failures = restore_photographs(settings)
     if failures:
         print("\n".join(["not restored:", *failures]), file=sys.stderr)
         sys.exit(1)

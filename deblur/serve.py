@@ -14,12 +14,11 @@ import signal
 import time
 from dataclasses import dataclass
 
-import torch
 import tyro
 
 from cluster.errors import InputError, one_line_errors
 from deblur.app.replica import Service, application, build_application
-from deblur.models.trained import EMBEDDED, absolute_model, load_model, pick_device
+from deblur.models.names import EMBEDDED
 
 __all__ = ["application"]  # the import_path of the Serve configuration in k8s/rayservice.yaml
 
@@ -46,6 +45,10 @@ def main() -> None:
 
 
 def _serve(settings: Settings) -> None:
+    import torch  # after the flags: it takes seconds
+
+    from deblur.models.trained import absolute_model, load_model, pick_device
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     gpus = torch.cuda.device_count() if pick_device(settings.device).type == "cuda" else 0
     load_model(settings.model, torch.device("cpu"))  # fails here, in one line, instead of in every replica

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cluster.errors import one_line_errors
 from deblur.config import cli
-from deblur.training.job import TrainSettings, train
+from deblur.training.settings import TrainSettings
 
 
 def parse(arguments: Sequence[str]) -> TrainSettings:
@@ -19,7 +19,10 @@ def parse(arguments: Sequence[str]) -> TrainSettings:
 
 def main() -> None:
     with one_line_errors():
-        train(parse(sys.argv[1:]))
+        settings = parse(sys.argv[1:])
+        from deblur.training.job import train  # after the flags: torch takes seconds
+
+        train(settings)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from cluster.errors import one_line_errors
 from deblur.config import cli
 from deblur.search.config import TuneSettings
-from deblur.search.driver import run_search
 
 
 def parse(arguments: Sequence[str]) -> tuple[TuneSettings, list[str]]:
@@ -23,7 +22,10 @@ def parse(arguments: Sequence[str]) -> tuple[TuneSettings, list[str]]:
 
 def main() -> None:
     with one_line_errors():
-        sys.exit(run_search(*parse(sys.argv[1:])))
+        settings, given = parse(sys.argv[1:])
+        from deblur.search.driver import run_search  # after the flags: torch takes seconds
+
+        sys.exit(run_search(settings, given))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # These compute, and need nothing but torch or numpy and each other.
 PLAIN = {"deblur/training/losses.py": {"torch"}, "deblur/evaluation/quality.py": {"torch"}}
 PLAIN |= {"deblur/models/generator.py": {"torch"}, "deblur/data/blur.py": {"numpy", "scipy"}}
+COMMANDS = ("train", "tune", "pack", "restore", "evaluate", "serve", "report", "export", "import_weights")
 PLAIN |= {"deblur/config/randomness.py": {"numpy"}, "deblur/training/schedule.py": set()}
 
 
@@ -183,3 +184,20 @@ def test_what_is_measured_on_a_bare_machine_needs_little(theme: str) -> None:
         import benchmarks.{theme}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_are_parsed_before_torch_and_ray_are_imported(command: str) -> None:
+    program = f"""
+import sys
+from deblur.{command} import main
+sys.argv = ["{command}", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end
+print("imported:", *sorted({{"torch", "ray", "boto3", "scipy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert "usage" in done.stdout
+    assert done.stdout.splitlines()[-1] == "imported:"

@@ -34,9 +34,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from cluster.errors import FINAL, InputError, RanksFailed
 from cluster.on_ray import internals
 from cluster.on_ray.nodes import Group, free_nodes, run_on, wait_for_nodes
-from cluster.on_ray.placement import LOGICAL_GPUS, Placement
+from cluster.on_ray.placement import COLLECTIVE_TIMEOUT_S, LOGICAL_GPUS, Placement
 from cluster.storage import open_store, preflight
-from cluster.sync import COLLECTIVE_TIMEOUT_S, Rank, Sync
+from cluster.sync import Rank, Sync
 
 GROUP_START_TIMEOUT_S = 180  # then nodes are chosen again; Ray would wait for a lost one forever
 NO_RETRIES: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": 0}

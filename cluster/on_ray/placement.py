@@ -9,6 +9,8 @@ LOGICAL_GPUS = "LOGICAL_GPUS"
 # k8s/overlays/autoscaling; Ray has no public API that tells whether there is an autoscaler.
 AUTOSCALES = "CLUSTER_AUTOSCALES"
 
+COLLECTIVE_TIMEOUT_S = 600  # a rank that does not reach a collective within it counts as dead
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:

@@ -11,7 +11,7 @@ from cluster import exporter
 from cluster.errors import InputError
 from cluster.gate import Limits
 from deblur.app.metrics import SERVICE
-from deblur.models.trained import EMBEDDED, load_model, pick_device
+from deblur.models.names import EMBEDDED
 
 if TYPE_CHECKING:
     from deblur.app.web import Web
@@ -49,6 +49,7 @@ class Service:
 def web(model: str, device: str, max_megapixels: float, metrics_port: int) -> "Web":
     """The application of one replica."""
     from deblur.app.web import Web  # needs the extra `serve`
+    from deblur.models.trained import load_model, pick_device  # here: flags are parsed before torch is imported
 
     chosen = pick_device(device)
     metrics = exporter.Metrics(SERVICE, {"replica": str(os.getpid())})

@@ -10,8 +10,8 @@ import tyro
 
 from cluster import exporter
 from cluster.errors import InputError
+from cluster.on_ray.placement import COLLECTIVE_TIMEOUT_S
 from cluster.storage import read_url
-from cluster.sync import COLLECTIVE_TIMEOUT_S
 from deblur.config import presets, recipes
 from deblur.config.recipes import Recipe
 

@@ -6,17 +6,17 @@ here it is scikit-image's cascade of frontal faces, which needs no weights, or a
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import skimage.data
 import torch
 from skimage.feature import Cascade
 
+from deblur.evaluation.settings import DetectorName
 from deblur.models.weights import read_weights, refuse_other_tensors
 
 # Without torchvision's older ResNet detectors: built without weights, their norm layers have another epsilon.
-DetectorName = Literal["fasterrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2", "ssdlite320_mobilenet_v3_large"]
 MIN_IOU = 0.5
 MIN_SCORE = 0.5
 # From scikit-image's example; smaller windows find faces in every texture.

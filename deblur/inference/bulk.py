@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,46 +23,13 @@ from deblur.data.formats import SUFFIXES, how_to_read, is_picture, restored_name
 from deblur.data.photographs import Animated, read_photograph
 from deblur.data.pictures import TooLarge
 from deblur.inference.photograph import write_photograph
+from deblur.inference.settings import RestoreSettings
 from deblur.inference.tiles import FACTOR, MARGIN, RAMP, TILE, restore_picture
-from deblur.models.trained import EMBEDDED, build_model, pick_device, read_model
+from deblur.models.names import EMBEDDED
+from deblur.models.trained import build_model, pick_device, read_model
 
 MADE_BY = "restored-by.json"
 _SMALLEST_TILE = 2 * MARGIN + RAMP + FACTOR
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestoreSettings:
-    inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IN...")]]
-    """Photographs, folders, and s3://bucket/prefix URLs."""
-    out: str
-    """Folder or s3://bucket/prefix for the restored photographs; for a single one perhaps its file."""
-    model: str = EMBEDDED
-    """A run (folder or s3:// URL), which gives its best checkpoint, one of its checkpoints/N folders, or a
-    generator.safetensors; default: the model inside this package."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, or auto: a GPU if available."""
-    tile: int = 0
-    """Side of tiles in pixels; 0 uses tiles only if a photograph is large or GPU memory is short."""
-    max_megapixels: float = 256
-    """Largest photograph that is decoded; each megapixel takes about 15 MB of memory."""
-    strip: bool = False
-    """Leave out when, where and with what a photograph was taken (EXIF)."""
-    first_frame: bool = False
-    """Take GIFs, and of every animated picture the first frame."""
-    overwrite: bool = False
-    """Replace photographs that exist in --out."""
-    nodes: int | None = None
-    """Nodes of a Ray cluster to use, with all their GPUs; default: this process."""
-    wait_s: float = 600.0
-    """Seconds to wait for missing nodes."""
-
-    def __post_init__(self) -> None:
-        if self.tile and self.tile < _SMALLEST_TILE:
-            raise InputError(f"--tile is {self.tile}; it must be at least {_SMALLEST_TILE}, or 0 for automatic")
-        if self.max_megapixels <= 0:
-            raise InputError(f"--max-megapixels is {self.max_megapixels}; it must be greater than 0")
-        if self.nodes is not None and self.nodes < 1:
-            raise InputError(f"--nodes is {self.nodes}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -90,6 +56,8 @@ def restore_photographs(settings: RestoreSettings) -> list[str]:
 
     Raises InputError for what is wrong with the inputs, the outputs or the model, before any work.
     """
+    if settings.tile and settings.tile < _SMALLEST_TILE:
+        raise InputError(f"--tile is {settings.tile}; it must be at least {_SMALLEST_TILE}, or 0 for automatic")
     folder, name = _folder_and_name(settings)
     settings = replace(settings, out=folder)
     photos = plan(settings.inputs, folder, settings.first_frame, name)

@@ -1,7 +1,6 @@
 """Published weights as generators with a recipe: python -m deblur.import_weights."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
@@ -9,10 +8,9 @@ from cluster.errors import InputError
 from cluster.storage import absolute, open_store
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.models.maxim_package import read_maxim
+from deblur.models.names import Network
 from deblur.models.pytorch_weights import read_deblurgan, read_nafnet
 from deblur.models.weights import encode_generator
-
-Network = Literal["maxim", "nafnet", "deblurgan"]
 
 _MAXIM = Recipe(name="maxim", generator=GeneratorRecipe(architecture="maxim"))
 _READERS: dict[Network, Callable[[str], tuple[dict[str, Tensor], Recipe]]] = {

@@ -15,12 +15,12 @@ from cluster.storage.checkpoints import Checkpoints
 from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
+from deblur.models.names import EMBEDDED
 from deblur.models.weights import encode_generator, refuse_other_tensors, split_header
 
 _CHECKPOINT = re.compile(r"(?:^|/)checkpoints/(\d{12})/?$")
 _CONSTANT = 0.01  # standard deviation of values in [-1, 1], about one level of 255
-EMBEDDED = "embedded"  # the default of --model
-_EMBEDDED_FILE = "embedded.safetensors"  # its card is docs/embedded-model.md
+_EMBEDDED_FILE = "embedded.safetensors"
 
 
 def pick_device(name: str) -> torch.device:

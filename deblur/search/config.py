@@ -7,7 +7,7 @@ from cluster.errors import InputError
 from cluster.on_ray.placement import Placement
 from deblur.config.cli import SharedSettings
 from deblur.config.recipes import Recipe
-from deblur.training.config import TrainSettings
+from deblur.training.settings import TrainSettings
 
 Metric = Literal["psnr", "ssim"]
 

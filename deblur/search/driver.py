@@ -15,10 +15,10 @@ from deblur.search.config import TuneSettings
 from deblur.search.record import POINT, Search, State, Trial
 from deblur.search.space import contains, describe, extremes, read_points, space_of
 from deblur.search.study import Study
-from deblur.training.config import TrainSettings
 from deblur.training.job import check_access, dataset_line, origin_of, resolve_inputs, train
 from deblur.training.loop import plan_of, total_images
 from deblur.training.run import Run
+from deblur.training.settings import TrainSettings
 
 FIRST_RUNG = 16  # by default ASHA first compares trials after this fraction of the budget
 

@@ -25,10 +25,11 @@ from deblur.data.packing import packed_samples
 from deblur.data.plan import lanes_of
 from deblur.models.trained import absolute_model, build_model, read_model, read_recipe
 from deblur.models.vgg import Features, digest
-from deblur.training.config import RunConfig, TrainSettings, WorkerConfig, features_of
+from deblur.training.config import RunConfig, WorkerConfig, features_of
 from deblur.training.loop import fit, plan_of, total_images
 from deblur.training.metrics import run_metrics
 from deblur.training.run import Origin, Run, open_run
+from deblur.training.settings import TrainSettings
 
 MAX_VALIDATIONS = 100  # per run, unless --validate-images says otherwise
 STARTUP_TIMEOUT_S = 15.0  # for storage at the start, when a wrong address is likelier than an outage

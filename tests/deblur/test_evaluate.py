@@ -24,8 +24,8 @@ from deblur.data import pictures
 from deblur.data.sample_set import blurred_photographs
 from deblur.evaluation.detection import Detections, Matches
 from deblur.evaluation.evaluator import dataset_pairs, evaluate, folder_pairs
-from deblur.evaluation.measure import EvaluateSettings
 from deblur.evaluation.quality import DEFINITION
+from deblur.evaluation.settings import EvaluateSettings
 from deblur.models.build import build_generator
 from tests.datasets import write_dataset
 

@@ -22,7 +22,8 @@ from deblur.config import presets, recipes
 from deblur.config.recipes import GeneratorRecipe, Recipe
 from deblur.data import pictures
 from deblur.inference import bulk
-from deblur.inference.bulk import FileOptions, Photo, RestoreSettings, plan, restore_file, restore_photographs
+from deblur.inference.bulk import FileOptions, Photo, plan, restore_file, restore_photographs
+from deblur.inference.settings import RestoreSettings
 from deblur.models.build import build_generator
 from deblur.models.trained import load_model, read_model
 from tests.datasets import picture

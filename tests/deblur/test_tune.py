@@ -18,8 +18,8 @@ from deblur.config.cli import SharedSettings
 from deblur.data.index import Index, read_index, write_index
 from deblur.search.driver import _Driver, _validations, prepare, run_search
 from deblur.search.record import Search
-from deblur.training.config import TrainSettings
 from deblur.training.run import Run
+from deblur.training.settings import TrainSettings
 from deblur.tune import parse
 from tests.datasets import write_dataset
 from tests.deblur.test_train import SMALL

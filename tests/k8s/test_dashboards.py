@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cluster.exporter import PORTS
-from deblur.training.job import TrainSettings
+from deblur.training.settings import TrainSettings
 from tests.k8s.queries import DECLARED, annotations, expressions, filled_in, metrics, panels
 from tests.k8s.schemas import schema_of
 

@@ -16,11 +16,10 @@ from ray.serve.schema import ServeDeploySchema
 from cluster import gate
 from cluster.exporter import PORTS
 from cluster.on_ray import internals
-from cluster.on_ray.placement import AUTOSCALES
-from cluster.sync import COLLECTIVE_TIMEOUT_S
+from cluster.on_ray.placement import AUTOSCALES, COLLECTIVE_TIMEOUT_S
 from deblur import tune
 from deblur.train import parse
-from deblur.training.job import TrainSettings
+from deblur.training.settings import TrainSettings
 from tests.k8s.manifests import (
     K8S,
     NAMES,

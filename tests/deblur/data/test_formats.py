@@ -24,7 +24,8 @@ from deblur.data.pack_settings import PackSettings
 from deblur.data.packing import pack
 from deblur.data.photographs import Animated, read_photograph
 from deblur.data.pictures import TooLarge, open_picture, upright_size
-from deblur.inference.bulk import RestoreSettings, plan, restore_file, restore_photographs
+from deblur.inference.bulk import plan, restore_file, restore_photographs
+from deblur.inference.settings import RestoreSettings
 
 UPRIGHT = np.ascontiguousarray(skimage.data.astronaut()[:160, 100:340])
 

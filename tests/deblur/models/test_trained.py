@@ -14,7 +14,8 @@ from deblur.config.recipes import GeneratorRecipe, Recipe, to_json
 from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs, photograph
 from deblur.inference.tiles import restore_picture
 from deblur.models.build import build_generator
-from deblur.models.trained import EMBEDDED, export, load_model, read_model
+from deblur.models.names import EMBEDDED
+from deblur.models.trained import export, load_model, read_model
 from deblur.models.weights import encode_generator
 
 CPU = torch.device("cpu")

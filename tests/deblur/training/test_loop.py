@@ -27,11 +27,12 @@ from deblur.config.recipes import CriticRecipe, DataRecipe, GeneratorRecipe, Los
 from deblur.data.index import read_index
 from deblur.data.loader import Batch, batches
 from deblur.training import job, loop
-from deblur.training.config import RunConfig, TrainSettings
+from deblur.training.config import RunConfig
 from deblur.training.distributed import build
 from deblur.training.loop import plan_of, total_images
 from deblur.training.metrics import run_metrics
 from deblur.training.run import Origin, ReadOnlyRun, Run
+from deblur.training.settings import TrainSettings
 from tests.datasets import write_dataset
 from tests.ranks import run_ranks, start_ranks
 
