@@ -232,7 +232,7 @@ def resume_run(draw: random.Random) -> None:
         run.recipe()
         run.origin()
         Checkpoints(open_store(root)).resume()
-        run.resume(8, 4)
+        run.resume(8, 4, "float32, on cpu")
         run.close()
 
 

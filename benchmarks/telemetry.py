@@ -53,7 +53,7 @@ def _measure(settings: Settings, run: Run) -> dict[str, Any]:
     recipe = presets.PRESETS[settings.recipe]()
     recipe = replace(recipe, data=replace(recipe.data, crop=settings.crop or recipe.data.crop))
     rank = Rank(device=pick_device())
-    run.resume(0, recipe.data.batch_size)
+    run.resume(0, recipe.data.batch_size, "float32, on cpu")
     metrics = run_metrics(run.name, "0")
     counters = {"read_bytes": 1, "storage_retries": 0, "resumed_reads": 0, "bad_samples": 0}
     meter = Meter(rank, 0, recipe.data.batch_size, lambda: counters, run.state, metrics)

@@ -47,6 +47,12 @@ def _wants_channels_last(recipe: Recipe, device: torch.device) -> bool:
     return in_bfloat16(recipe, device) and min(recipe.generator.filters, recipe.critic.filters) >= 32
 
 
+def computation(recipe: Recipe, device: torch.device) -> str:
+    """What the recipe's "auto" comes to on a device, as text: "bfloat16, channels last, on cpu"."""
+    precision = "bfloat16" if in_bfloat16(recipe, device) else "float32"
+    return f"{precision}{', channels last' * _wants_channels_last(recipe, device)}, on {device.type}"
+
+
 def distributed(network: nn.Module, rank: Rank) -> nn.Module:
     """The network in DistributedDataParallel if there are several ranks, with SyncBatchNorm on GPUs."""
     if rank.num_ranks == 1:

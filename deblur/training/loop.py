@@ -17,7 +17,7 @@ from deblur.data.loader import BadSamples, Batch, batches
 from deblur.data.plan import Plan, lanes_of
 from deblur.models.pixels import from_uint8
 from deblur.training.config import RunConfig
-from deblur.training.distributed import build
+from deblur.training.distributed import build, computation
 from deblur.training.meter import Counters, Meter, progress
 from deblur.training.run import Run
 from deblur.training.schedule import settings_at
@@ -68,7 +68,7 @@ def fit(config: RunConfig, rank: Rank, sync: Sync, run: Run, metrics: Metrics) -
     if images_seen >= total:
         run.log(f"already finished at {images_seen:,} images; nothing to do")
         return True
-    run.resume(images_seen, plan.batch_size)
+    run.resume(images_seen, plan.batch_size, computation(recipe, rank.device))
 
     bad = BadSamples(config.max_bad_share, plan.num_samples)
     scheduler = StepScheduler(config.intervals, images_seen=start, total_images=total, batch_size=plan.batch_size)

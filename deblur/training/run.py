@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from cluster import exporter
 from cluster.errors import DamagedError, InputError, NotFound
@@ -58,6 +59,8 @@ class History:
     restarts: int = 0
     updates_lost: int = 0
     preemption_notices: int = 0
+    computation: str = ""
+    """Precision, memory format and kind of device of the newest start."""
 
 
 class Run:
@@ -147,17 +150,21 @@ class Run:
 
     # ---- what rank 0 does
 
-    def resume(self, images_seen: int, batch_size: int) -> None:
+    def resume(self, images_seen: int, batch_size: int, computation: str) -> None:
         """Loads the metrics and the history of the run, which continues at `images_seen`.
 
-        Metrics of updates that were lost are dropped.
+        Metrics of updates that were lost are dropped. Logs `computation`, and a change of it: bits then differ from
+        those of an undisturbed run.
         """
+        self.log(f"computing in {computation}, {torch.get_num_threads()} threads per rank")
         self._lines = self.metrics_until(images_seen)
         old = self._read_history()
         if old:
             lost = max(0, old.images_seen - images_seen) // batch_size
             old = replace(old, restarts=old.restarts + 1, updates_lost=old.updates_lost + lost)
-        self.history = replace(old or History(), images_seen=images_seen)
+        if old and old.computation not in ("", computation):
+            self.log(f"was computed in {old.computation} before: bits change from here; --precision fixes it")
+        self.history = replace(old or History(), images_seen=images_seen, computation=computation)
         self._write_history(self.history)
 
     def _read_history(self) -> History | None:
@@ -265,7 +272,7 @@ class ReadOnlyRun(Run):
 
     writes = False
 
-    def resume(self, images_seen: int, batch_size: int) -> None: ...
+    def resume(self, images_seen: int, batch_size: int, computation: str) -> None: ...
 
     def record_progress(self, images_seen: int, preemption_notice: bool) -> None: ...
 

@@ -11,12 +11,18 @@ from cluster.storage import open_store
 from deblur.config.recipes import Recipe, to_json
 from deblur.training.run import History, Origin, ReadOnlyRun, Run
 
+FLOAT32 = "float32, on cpu"
 
-def start(folder: Path, images_seen: int) -> Run:
+
+def start(folder: Path, images_seen: int, computation: str = FLOAT32) -> Run:
     """A run that resumes from a checkpoint at `images_seen`, in batches of 8."""
     run = Run(str(folder / "run"))
-    run.resume(images_seen, batch_size=8)
+    run.resume(images_seen, batch_size=8, computation=computation)
     return run
+
+
+def history(**fields: int) -> History:
+    return History(computation=FLOAT32, **fields)
 
 
 def written(run: Run) -> History:
@@ -26,25 +32,25 @@ def written(run: Run) -> History:
 
 
 def test_the_first_start_is_no_restart(tmp_path: Path) -> None:
-    assert written(start(tmp_path, 0)) == History()
+    assert written(start(tmp_path, 0)) == history()
 
 
 def test_progress_without_a_checkpoint_counts_as_lost_updates(tmp_path: Path) -> None:
     first = start(tmp_path, 0)
     first.record_progress(40, preemption_notice=False)
-    assert written(first) == History(images_seen=40)
+    assert written(first) == history(images_seen=40)
     second = start(tmp_path, 24)
-    assert written(second) == History(images_seen=24, restarts=1, updates_lost=2)
+    assert written(second) == history(images_seen=24, restarts=1, updates_lost=2)
     second.record_progress(32, preemption_notice=False)
     assert written(second).images_seen == 32
-    assert written(start(tmp_path, 24)) == History(images_seen=24, restarts=2, updates_lost=3)
+    assert written(start(tmp_path, 24)) == history(images_seen=24, restarts=2, updates_lost=3)
 
 
 def test_a_restart_at_the_last_update_loses_nothing(tmp_path: Path) -> None:
     first = start(tmp_path, 0)
     first.record_progress(40, preemption_notice=True)
     written(first)
-    assert written(start(tmp_path, 40)) == History(images_seen=40, restarts=1, preemption_notices=1)
+    assert written(start(tmp_path, 40)) == history(images_seen=40, restarts=1, preemption_notices=1)
 
 
 def test_a_history_that_cannot_be_written_does_not_stop_training(
@@ -61,7 +67,7 @@ def test_a_history_that_cannot_be_written_does_not_stop_training(
 
 def test_a_history_that_cannot_be_read_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(tmp_path, 0).store.put("history.json", b'{"images_seen": 8, "rest')
-    assert written(start(tmp_path, 8)) == History(images_seen=8)
+    assert written(start(tmp_path, 8)) == history(images_seen=8)
     assert "history.json" in caplog.text
 
 
@@ -75,7 +81,7 @@ def test_a_damaged_history_or_origin_is_set_aside(tmp_path: Path, bad: bytes) ->
     assert run.origin() == origin
     run.store.put("history.json", bad)
     run.store.put("origin.json", bad)
-    assert written(start(tmp_path, 8)) == History(images_seen=8)
+    assert written(start(tmp_path, 8)) == history(images_seen=8)
     assert run.origin() is None
     run.check(Recipe(), origin)
     with pytest.raises(InputError, match="seed: 0 -> 1"):
@@ -142,6 +148,16 @@ def test_damaged_checkpoints_and_failed_uploads_count_as_failures(tmp_path: Path
     assert again.state()["checkpoint_failures"] == 2
 
 
+def test_a_change_of_precision_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(start(tmp_path, 0))
+    written(start(tmp_path, 8))
+    assert "before" not in capsys.readouterr().out
+    other = "bfloat16, channels last, on cuda"
+    assert written(start(tmp_path, 16, other)).computation == other
+    assert f"computing in {other}, " in (out := capsys.readouterr().out)
+    assert f"was computed in {FLOAT32} before" in out
+
+
 def test_targets_are_written_into_the_run(tmp_path: Path) -> None:
     run = start(tmp_path, 0)
     run.write_targets(["127.0.0.1:9170"])
@@ -150,7 +166,7 @@ def test_targets_are_written_into_the_run(tmp_path: Path) -> None:
 
 def test_ranks_other_than_0_write_nothing(tmp_path: Path) -> None:
     run = ReadOnlyRun(str(tmp_path / "run"))
-    run.resume(0, batch_size=8)
+    run.resume(0, batch_size=8, computation=FLOAT32)
     run.record_progress(8, preemption_notice=True)
     run.add_metrics({"images_seen": 8})
     run.save(8, {"a": b"1"}, 25.0)

@@ -380,6 +380,8 @@ def test_in_bfloat16_gradients_point_where_those_of_float64_do(updates: int) -> 
 def test_auto_is_bfloat16_where_the_processor_multiplies_it() -> None:
     flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
     assert networks.in_bfloat16(Recipe(), torch.device("cpu")) == bool(flags & {"avx512_bf16", "amx_bf16"})
+    expected = "bfloat16, channels last, on cpu" if flags & {"avx512_bf16", "amx_bf16"} else "float32, on cpu"
+    assert networks.computation(Recipe(), torch.device("cpu")) == expected
 
 
 def bfloat16() -> AbstractContextManager:
