@@ -222,9 +222,9 @@ def _read(file: File, first_frame: bool) -> Picture:
     header = pictures.open_picture(data, str(file))
     # Bytes 24 and 25 are bit depth and colour type: Pillow calls 16-bit PNGs RGB too.
     plain = header.format == "PNG" and data[24:26] == b"\x08\x02" and not {"transparency", "loop"} & set(header.info)
-    plain = plain and not header.getexif() and not has_other_gamma(header)
     try:
         pixels = read_photograph(data, str(file), first_frame=first_frame).pixels
     except Animated as error:
         raise InputError(f"{error}, or add --first-frame") from error
-    return Picture(name=str(file), pixels=pixels, png=data if plain else None)
+    kept = plain and not header.getexif() and not has_other_gamma(header)
+    return Picture(name=str(file), pixels=pixels, png=data if kept else None)
