@@ -47,9 +47,11 @@ def pad(
     Mode "constant" adds zeros instead.
     """
     height, width = pictures.shape[-2:]
-    down, right = (max(-side % multiple, smallest - side) for side in (height, width))
-    # Not reflected: reflection padding must be smaller than the picture.
-    return F.pad(pictures, (0, right, 0, down), mode=mode) if down or right else pictures
+    down, right = (torch.sym_max(-side % multiple, smallest - side) for side in (height, width))
+    # Exported graphs have no branches: they pad by 0. Not reflected: that padding must be smaller than the picture.
+    if torch.compiler.is_exporting() or down or right:
+        return F.pad(pictures, (0, right, 0, down), mode=mode)  # type: ignore[arg-type]  # SymInts
+    return pictures
 
 
 def crop(padded: Tensor, pictures: Tensor) -> Tensor:

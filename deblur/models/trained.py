@@ -16,7 +16,7 @@ from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.models.build import build_generator
 from deblur.models.names import EMBEDDED
-from deblur.models.weights import encode_generator, refuse_other_tensors, split_header
+from deblur.models.weights import refuse_other_tensors, split_header
 
 _CHECKPOINT = re.compile(r"(?:^|/)checkpoints/(\d{12})/?$")
 _CONSTANT = 0.01  # standard deviation of values in [-1, 1], about one level of 255
@@ -102,15 +102,3 @@ def read_recipe(data: bytes, url: str) -> Recipe:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{url}: not a generator with its recipe; use the generator.safetensors of a run") from error
     return recipes.from_json(text, url)
-
-
-def export(model: str, out: str) -> str:
-    """Writes the generator of `model` to `out` in bfloat16; returns a line that says so. Raises InputError."""
-    data = read_model(model)
-    weights = build_model(data, model, torch.device("cpu")).bfloat16().state_dict()
-    folder, _, name = absolute(out).rpartition("/")
-    if not name.endswith(".safetensors"):
-        raise InputError(f"--out {out}: the name must end in .safetensors")
-    exported = encode_generator(weights, read_recipe(data, model))
-    open_store(folder).put(name, exported)
-    return f"{absolute(out)}: {len(exported) / 1e6:.1f} MB"

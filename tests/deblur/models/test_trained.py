@@ -15,7 +15,7 @@ from deblur.data.sample_set import PHOTOGRAPHS, blurred_photographs, photograph
 from deblur.inference.tiles import restore_picture
 from deblur.models.build import build_generator
 from deblur.models.names import EMBEDDED
-from deblur.models.trained import export, load_model, read_model
+from deblur.models.trained import load_model, read_model
 from deblur.models.weights import encode_generator
 
 CPU = torch.device("cpu")
@@ -28,15 +28,6 @@ def file_of(folder: Path, recipe: Recipe = RECIPE) -> Path:
     path = folder / "generator.safetensors"
     path.write_bytes(encode_generator(build_generator(RECIPE).state_dict(), recipe))
     return path
-
-
-def test_an_exported_generator_is_half_as_large_and_the_same_up_to_bfloat16(tmp_path: Path) -> None:
-    source, out = file_of(tmp_path), tmp_path / "small.safetensors"
-    export(str(source), str(out))
-    assert out.stat().st_size < 0.6 * source.stat().st_size
-    whole, rounded = (load_model(str(path), CPU).state_dict() for path in (source, out))
-    for name, tensor in whole.items():
-        assert torch.equal(rounded[name], tensor.bfloat16().float())
 
 
 def test_the_model_inside_the_package_fits_into_eight_megabytes() -> None:
