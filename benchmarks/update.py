@@ -10,7 +10,7 @@ is a large matrix product in the dtype that ours uses.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from benchmarks.memory import peak_bytes
 from benchmarks.timing import alternate, pick_device, seconds
 from cluster.sync import Rank
 from deblur.config import presets
-from deblur.config.recipes import Recipe
+from deblur.config.recipes import Recipe, with_flags
 from deblur.models.build import build_generator
 from deblur.models.vgg import load_features
-from deblur.training.distributed import build, in_bfloat16
+from deblur.training.distributed import build, computation, in_bfloat16
 from deblur.training.update import Updater
 
 CEILING_SIDE = {"cpu": 4096, "cuda": 16384}
@@ -37,6 +37,7 @@ class Settings:
     recipe: str = option("paper", "Preset; naive always uses the paper's critic and penalty.")
     image_size: int | None = option(None, "Side of the pictures; default: the recipe's crop.")
     batch_size: int | None = option(None, "Pictures per update; default: the recipe's.")
+    precision: str = option("auto", "auto, float32 or bfloat16, of ours; naive is always float32.")
     steps: int = option(3, "Updates of each kind per round.")
     rounds: int = option(3, "Rounds.")
     memory: bool = option(True, "Also measure peak memory, in a separate process per kind.")
@@ -91,12 +92,9 @@ def plain_critic(filters: int, layers: int) -> nn.Module:
 def recipe_of(settings: Settings) -> Recipe:
     """The preset with size and batch of the settings; random features, which cost the same as trained ones."""
     recipe = presets.PRESETS[settings.recipe]()
-    data = replace(
-        recipe.data,
-        crop=settings.image_size or recipe.data.crop,
-        batch_size=settings.batch_size or recipe.data.batch_size,
-    )
-    return replace(recipe, data=data, loss=replace(recipe.loss, feature_weights="random"))
+    own = {"crop": settings.image_size, "batch_size": settings.batch_size}
+    changes = {name: value for name, value in own.items() if value}
+    return with_flags(recipe, {"feature_weights": "random", "precision": settings.precision, **changes})
 
 
 def updates(recipe: Recipe, device: torch.device) -> dict[str, Callable[[], Any]]:
@@ -140,6 +138,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "gflop_per_update": done["ours"] / 1e9,
         "naive_gflop_per_update": done["naive"] / 1e9,
         "dtype": str(dtype).removeprefix("torch."),
+        "computation": computation(recipe, device),
         "matmul_gflop_per_second": ceiling / 1e9,
         "share_of_ceiling": done["ours"] / median["ours"] / ceiling,
         "floor_seconds": done["ours"] / ceiling,

@@ -4,6 +4,22 @@ import pytest
 
 from benchmarks import update
 from benchmarks.update import Settings, measure
+from cluster.errors import InputError
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_is_measured_that_was_asked_for(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(update.CEILING_SIDE, "cpu", 64)
+    monkeypatch.setattr(update, "COPIED", {"cpu": 1000, "cuda": 1000})
+    wanted = Settings(recipe="demo", image_size=32, batch_size=1, steps=1, rounds=1, memory=False, precision=precision)
+    figures = measure(wanted)
+    assert figures["dtype"] == precision
+    assert figures["computation"].startswith(f"{precision}, ")
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(InputError, match="precision is 'half'"):
+        measure(Settings(precision="half"))
 
 
 def test_figures_are_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
