@@ -45,7 +45,7 @@ MIN_OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum is 75 MiB
 DASHBOARD_PORT = "8265"
 RAY = str(Path(sys.executable).with_name("ray"))  # the `ray` command of this Python
 # Variables of the shell that belong to another cluster.
-OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 START_TIMEOUT_S = 120
 
 
@@ -346,9 +346,14 @@ def local_cluster(settings: Settings) -> Iterator[LocalCluster]:
 
 
 def _usage(cluster: LocalCluster) -> str:
-    token = f" RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={cluster.token}" if cluster.token else ""
-    lines = [f"export RAY_ADDRESS={cluster.jobs}{token}   # for ray job submit; for drivers: {cluster.ray}"]
-    if cluster.gateway != "127.0.0.1":
+    """Lines to paste into a shell."""
+    lines = [f"export RAY_API_SERVER_ADDRESS={cluster.jobs}"]
+    if cluster.token:
+        lines += ["export RAY_AUTH_MODE=token", f"export RAY_AUTH_TOKEN_PATH={cluster.token}"]
+    lines += ["ray job submit --working-dir . -- python -m deblur.train"]
+    if cluster.gateway == "127.0.0.1":
+        lines.append(f"RAY_ADDRESS={cluster.ray} python -m deblur.train")
+    else:
         lines.append(f"# nodes reach only this machine, at {cluster.gateway}")
     if cluster.logical_gpus:
         lines.append("# nodes declare GPUs that do not exist: ranks compute on CPUs")

@@ -1,6 +1,7 @@
 """A cluster of several nodes on this machine: jobs, nodes that join and leave, and cleanup."""
 
 import contextlib
+import itertools
 import json
 import shlex
 import signal
@@ -135,18 +136,18 @@ def command(*options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def exported(started: subprocess.Popen[str]) -> dict[str, str]:
-    """The variables that the first line of output exports."""
+    """The variables that the output's first lines export, one each."""
     assert started.stdout
-    exports, *variables = shlex.split(started.stdout.readline(), comments=True)
-    assert exports == "export"
-    return dict(variable.split("=", maxsplit=1) for variable in variables)
+    lines = iter(started.stdout.readline, "")
+    exports = itertools.takewhile(lambda words: words[0] == "export", map(shlex.split, lines))
+    return dict(variable.split("=", maxsplit=1) for _, variable in exports)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_command_leaves_nothing_behind_after_a_signal(number: int) -> None:
     with command("--nodes", "0", *(["--isolated"] if ISOLATED else [])) as started:
-        (head,) = alive(exported(started)["RAY_ADDRESS"])
+        (head,) = alive(exported(started)["RAY_API_SERVER_ADDRESS"])
         name = head.rpartition("-")[0]
         assert left_of(name)
         started.send_signal(number)
@@ -201,7 +202,7 @@ def test_manifest_is_started_on_free_ports_with_token_authentication(tmp_path: P
     (tmp_path / "cluster.yaml").write_text(MANIFEST)
     with command("--manifest", str(tmp_path / "cluster.yaml"), "--scale", "0.1") as started:
         variables = exported(started)
-        address, path = variables["RAY_ADDRESS"], Path(variables["RAY_AUTH_TOKEN_PATH"])
+        address, path = variables["RAY_API_SERVER_ADDRESS"], Path(variables["RAY_AUTH_TOKEN_PATH"])
         assert variables["RAY_AUTH_MODE"] == "token"
         assert path.stat().st_mode & 0o777 == 0o600
         assert address.startswith("http://127.0.0.1:")
