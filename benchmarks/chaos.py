@@ -1,6 +1,6 @@
 """Injects random faults into training runs on two nodes and a bucket, and counts what the runs lose or repeat.
 
-python -m benchmarks.chaos --seeds 20 --json     needs root for network namespaces; without them links are not cut
+python -m benchmarks.chaos --seeds 20     needs root for network namespaces; without them links are not cut
 
 Each seed is a plan of one to three faults at random updates. A run that ends with an error is started again by the same
 command, as an operator would. At its end every sample must have been used once per epoch, the weights must be those of
@@ -55,8 +55,6 @@ class Settings:
     """Length of each run."""
     pause_s: tuple[float, float] = (30.0, 90.0)
     """Shortest and longest time for which processes are stopped or storage refuses."""
-    json: bool = False
-    """Print one line of JSON at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,13 +29,13 @@ GENERATORS = {
 }
 
 
-def file_of(folder: Path, generator: GeneratorRecipe) -> Path:
+def file_of(folder: Path, generator: GeneratorRecipe, scale: float = 0.05) -> Path:
     """A generator.safetensors whose last layers do something."""
     torch.manual_seed(0)
     recipe = Recipe(generator=generator)
     network = build_generator(recipe)
     for parameter in network.parameters():
-        nn.init.normal_(parameter, 0, 0.05)
+        nn.init.normal_(parameter, 0, scale)
     path = folder / "generator.safetensors"
     path.write_bytes(encode_generator(network.state_dict(), recipe))
     return path
@@ -105,10 +105,10 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_network_that_differs_at_other_sizes_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Branching(nn.Module):
         def forward(self, blurred: torch.Tensor) -> torch.Tensor:
-            return -blurred if blurred.shape[-1] > 300 else blurred
+            return -blurred if blurred.shape[-2] < 40 else blurred
 
     monkeypatch.setattr(exported, "build_model", lambda *_: Branching().eval())
-    with pytest.raises(InputError, match=r"differs by .* at 30x400 pixels"):
+    with pytest.raises(InputError, match=r"differs by .* at 30x80 pixels"):
         export(EMBEDDED, str(tmp_path / "g.onnx"))
     assert not list(tmp_path.iterdir())
 
@@ -124,3 +124,10 @@ def test_a_network_that_depends_on_values_is_refused_in_one_line(
     with pytest.raises(InputError, match="cannot be exported to ONNX") as refused:
         export(EMBEDDED, str(tmp_path / "g.onnx"))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.soak
+def test_a_nafnet_is_refused_as_its_local_means_cannot_be_exported(tmp_path: Path) -> None:
+    source = file_of(tmp_path, GeneratorRecipe(architecture="nafnet", **LEVELS), scale=0.3)
+    with pytest.raises(InputError, match=r"differs by .* at 30x464 pixels"):
+        export(str(source), str(tmp_path / "g.onnx"))
