@@ -350,11 +350,11 @@ def _usage(cluster: LocalCluster) -> str:
     lines = [f"export RAY_API_SERVER_ADDRESS={cluster.jobs}"]
     if cluster.token:
         lines += ["export RAY_AUTH_MODE=token", f"export RAY_AUTH_TOKEN_PATH={cluster.token}"]
-    lines += ["ray job submit --working-dir . -- python -m deblur.train"]
+    jobs = "# jobs: ray job submit --working-dir . -- python -m ..."
     if cluster.gateway == "127.0.0.1":
-        lines.append(f"RAY_ADDRESS={cluster.ray} python -m deblur.train")
+        lines += [f"export RAY_ADDRESS={cluster.ray}", jobs, "# drivers: python -m ..."]
     else:
-        lines.append(f"# nodes reach only this machine, at {cluster.gateway}")
+        lines += [jobs, f"# nodes reach only this machine, at {cluster.gateway}"]
     if cluster.logical_gpus:
         lines.append("# nodes declare GPUs that do not exist: ranks compute on CPUs")
     return "\n".join(lines)
