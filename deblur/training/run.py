@@ -156,7 +156,7 @@ class Run:
         Metrics of updates that were lost are dropped. Logs `computation`, and a change of it: bits then differ from
         those of an undisturbed run.
         """
-        self.log(f"computing in {computation}, {torch.get_num_threads()} threads per rank")
+        self.log(f"computing in {computation}, threads per rank: {torch.get_num_threads()}")
         self._lines = self.metrics_until(images_seen)
         old = self._read_history()
         if old:
