@@ -56,7 +56,7 @@ def test_a_safetensors_file_is_half_as_large_and_the_same_up_to_bfloat16(tmp_pat
         assert torch.equal(rounded[name], tensor.bfloat16().float())
 
 
-SLOW = {"resnet-batch", "unet"}
+SLOW = {"resnet-instance", "resnet-batch", "unet"}
 
 
 @pytest.mark.parametrize(
