@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import boto3
 import tyro
@@ -321,8 +322,9 @@ def longest_gaps(updates: Sequence[float], faults: Sequence[float]) -> Iterator[
 @contextlib.contextmanager
 def stage(updates: int) -> Iterator[tuple[Bench, FaultProxy]]:
     """A cluster of two nodes, a dataset and runs on a bucket behind a proxy, and the undisturbed run."""
-    os.environ |= {f"RAY_health_check_{name}": value for name, value in HEALTH_CHECK.items()}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ))  # variables are as before at the end
+        os.environ |= {f"RAY_health_check_{name}": value for name, value in HEALTH_CHECK.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         variables = stack.enter_context(s3_server())
         os.environ |= variables
