@@ -32,21 +32,19 @@ def export(model: str, out: str, opset: int = 20) -> str:
     An ONNX file is run on several sizes and compared with the generator. Raises InputError, also where it differs.
     """
     folder, _, name = absolute(out).rpartition("/")
-    ending = name.rpartition(".")[2]
-    if ending not in _WRITERS:
+    if not name.endswith((".safetensors", ".onnx")):
         raise InputError(f"--out {out}: the name must end in .safetensors or .onnx")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise InputError(f"--opset {opset}: must lie between {OPSETS[0]} and {OPSETS[1]}")
     data = read_model(model)
     generator = build_model(data, model, torch.device("cpu"))
-    metadata = {"recipe": recipes.to_json(read_recipe(data, model)), "model": model}
-    exported = _WRITERS[ending](generator, metadata, opset)
+    recipe = read_recipe(data, model)
+    if name.endswith(".onnx"):
+        exported = _onnx(generator, {"recipe": recipes.to_json(recipe), "model": model}, opset)
+    else:
+        exported = encode_generator(generator.bfloat16().state_dict(), recipe)
     open_store(folder).put(name, exported)
     return f"{absolute(out)}: {len(exported) / 1e6:.1f} MB"
-
-
-def _safetensors(generator: nn.Module, metadata: dict[str, str], opset: int) -> bytes:
-    return encode_generator(generator.bfloat16().state_dict(), recipes.from_json(metadata["recipe"], "recipe"))
 
 
 def _onnx(generator: nn.Module, metadata: dict[str, str], opset: int) -> bytes:
@@ -77,12 +75,6 @@ def _onnx(generator: nn.Module, metadata: dict[str, str], opset: int) -> bytes:
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     _compare(generator, lambda picture: session.run([_OUTPUT], {_INPUT: picture.numpy()})[0])
     return exported
-
-
-_WRITERS: dict[str, Callable[[nn.Module, dict[str, str], int], bytes]] = {
-    "safetensors": _safetensors,
-    "onnx": _onnx,
-}
 
 
 def _example() -> Tensor:
