@@ -163,7 +163,7 @@ class Run:
             lost = max(0, old.images_seen - images_seen) // batch_size
             old = replace(old, restarts=old.restarts + 1, updates_lost=old.updates_lost + lost)
         if old and old.computation not in ("", computation):
-            self.log(f"was computed in {old.computation} before: bits change from here; --precision fixes it")
+            self.log(f"earlier starts computed in {old.computation}: bits now differ; --precision sets it")
         self.history = replace(old or History(), images_seen=images_seen, computation=computation)
         self._write_history(self.history)
 

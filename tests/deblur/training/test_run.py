@@ -148,14 +148,14 @@ def test_damaged_checkpoints_and_failed_uploads_count_as_failures(tmp_path: Path
     assert again.state()["checkpoint_failures"] == 2
 
 
-def test_a_change_of_precision_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_change_of_precision_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(start(tmp_path, 0))
     written(start(tmp_path, 8))
-    assert "before" not in capsys.readouterr().out
+    assert "earlier starts" not in capsys.readouterr().out
     other = "bfloat16, channels last, on cuda"
     assert written(start(tmp_path, 16, other)).computation == other
     assert f"computing in {other}, " in (out := capsys.readouterr().out)
-    assert f"was computed in {FLOAT32} before" in out
+    assert f"earlier starts computed in {FLOAT32}: " in out
 
 
 def test_targets_are_written_into_the_run(tmp_path: Path) -> None:
