@@ -8,7 +8,6 @@ of memory, more than MAX_S.
 """
 
 import asyncio
-import copy
 import io
 import json
 import logging
@@ -34,6 +33,7 @@ import torch
 import tyro
 
 from benchmarks.machine import machine
+from benchmarks.mutation import mutated, mutated_json
 from cluster.errors import FINAL, InputError
 from cluster.exporter import Metrics
 from cluster.storage import open_store
@@ -56,8 +56,6 @@ MAX_S = 20.0
 MAX_MB = 1000  # a picture may have MAX_PIXELS, which take as much
 _MAX_PIXELS = 4_000_000
 _CHUNK = 100
-_NUMBERS = (0, 1, -1, 255, 65535, 2**31 - 1, 2**32, 2**63, 10**400, 0.5, float("inf"), float("nan"))
-_VALUES = (None, True, "", "\0", "../..", "é" * 300, [], {}, [[[]]], "1", *_NUMBERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,64 +75,6 @@ class Failure:
     target: str
     seed: int
     what: str
-
-
-# ---- mutation
-
-
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    """Between one and four changes: bits, numbers, parts cut out, repeated, moved or replaced."""
-    changed = bytearray(data)
-    for _ in range(draw.randint(1, 4)):
-        at = draw.randrange(len(changed) + 1)
-        length = min(draw.choice((1, 2, 4, 8, 100, len(changed))), len(changed) - at)
-        match draw.randrange(7):
-            case 0 if at < len(changed):
-                changed[at] ^= 1 << draw.randrange(8)
-            case 1:
-                del changed[at : at + length]
-            case 2:
-                changed[at:at] = changed[at : at + length]
-            case 3:
-                changed[at : at + length] = draw.randbytes(length)
-            case 4:
-                changed[at : at + length] = draw.choice((b"\0", b"\xff")) * length
-            case 5:
-                number = draw.choice((0, 1, 255, 2**16 - 1, 2**31 - 1, 2**32 - 1))
-                order: Any = draw.choice(("big", "little"))
-                changed[at : at + 4] = number.to_bytes(4, order)
-            case _:
-                del changed[at:]
-    return bytes(changed)
-
-
-def mutated_json(data: bytes, draw: random.Random) -> bytes:
-    """Half of the time as bytes; otherwise one to three values, anywhere inside, are replaced, removed or added."""
-    if draw.random() < 0.5:
-        return mutated(data, draw)
-    content = json.loads(data)
-    for _ in range(draw.randint(1, 3)):
-        holders = [holder for holder in _inside(content) if holder]
-        if not holders:
-            break
-        holder = draw.choice(holders)
-        key = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-        match draw.randrange(4):
-            case 0:
-                del holder[key]
-            case 1 if isinstance(holder, dict):
-                holder["invented"] = holder.pop(key)
-            case _:
-                holder[key] = copy.deepcopy(draw.choice(_VALUES))
-    return json.dumps(content).encode()
-
-
-def _inside(content: Any) -> list[Any]:
-    """All dicts and lists in a JSON document, the document included."""
-    if not isinstance(content, dict | list):
-        return []
-    parts = content.values() if isinstance(content, dict) else content
-    return [content, *(holder for part in parts for holder in _inside(part))]
 
 
 # ---- targets: each reads the input of a seed
@@ -374,7 +314,7 @@ def outcomes(target: str, seeds: Sequence[int]) -> list[Failure]:
 
 
 def campaign(settings: Settings) -> list[Failure]:
-    """The failures among all inputs; one whose process dies ends its chunk."""
+    """The failures among all inputs."""
     targets = settings.targets or tuple(TARGETS)
     if unknown := set(targets) - TARGETS.keys():
         raise InputError(f"--targets {sorted(unknown)}: unknown; choose from {', '.join(TARGETS)}")
@@ -388,16 +328,17 @@ def campaign(settings: Settings) -> list[Failure]:
     return failures
 
 
-_pools: list[ProcessPoolExecutor] = []
+@cache
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def _in_process(target: str, seeds: Sequence[int]) -> list[Failure]:
-    if not _pools:
-        _pools.append(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+    """The failures among these inputs; if the process dies, each is read in one of its own to find which."""
     try:
-        return _pools[0].submit(outcomes, target, seeds).result()
+        return _pool().submit(outcomes, target, seeds).result()
     except BrokenProcessPool:
-        _pools.clear()
+        _pool.cache_clear()
         if len(seeds) == 1:
             return [Failure(target=target, seed=seeds[0], what="the process died")]
         return [failure for seed in seeds for failure in _in_process(target, [seed])]

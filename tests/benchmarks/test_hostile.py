@@ -2,11 +2,13 @@
 
 import os
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from benchmarks import hostile
-from benchmarks.hostile import TARGETS, campaign, mutated, mutated_json, outcome
+from benchmarks.hostile import TARGETS, Failure, campaign, outcome
+from benchmarks.mutation import mutated, mutated_json
 from cluster.errors import InputError
 
 QUICK = 25  # inputs of each target
@@ -34,22 +36,38 @@ def test_a_seed_is_always_the_same_mutation_and_most_change_something() -> None:
         assert len(set(results)) > 100
 
 
-def test_an_unexpected_exception_and_a_refusal_in_several_lines_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InputError("x: wrong; fix it"), ""),
+        (InputError("two\nlines"), "not one line"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_only_a_refusal_in_one_line_is_no_failure(
+    error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(draw: random.Random) -> None:
         raise error
 
-    errors = {0: InputError("x: wrong; fix it"), 1: InputError("two\nlines"), 2: KeyError("x")}
-    monkeypatch.setitem(TARGETS, "recipe", lambda draw: fail(errors[draw.seed_of_test]))  # type: ignore[attr-defined]
+    monkeypatch.setitem(TARGETS, "recipe", fail)
+    found = outcome("recipe", 0)
+    assert found.startswith(expected)
+    assert bool(found) == bool(expected)
 
-    class Seeded(random.Random):
-        def __init__(self, text: str) -> None:
-            super().__init__(text)
-            self.seed_of_test = int(text.split()[1])
 
-    monkeypatch.setattr(random, "Random", Seeded)
-    assert outcome("recipe", 0) == ""
-    assert outcome("recipe", 1).startswith("not one line")
-    assert outcome("recipe", 2) == "KeyError: 'x'"
+def dying(target: str, seeds: Sequence[int]) -> list[Failure]:
+    if 1 in seeds:
+        os._exit(1)
+    return []
+
+
+@pytest.mark.soak  # a process for each input
+def test_a_process_that_dies_is_a_failure_of_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "outcomes", dying)
+    failures = campaign(hostile.Settings(inputs=3, targets=("recipe",)))
+    assert failures == [Failure(target="recipe", seed=1, what="the process died")]
 
 
 def test_memory_above_the_limit_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
