@@ -4,7 +4,7 @@ python -m benchmarks.chaos --seeds 20     needs root for network namespaces; wit
 
 Each seed is a plan of one to three faults at random updates. A run that ends with an error is started again by the same
 command, as an operator would. At its end every sample must have been used once per epoch, the weights must be those of
-an undisturbed run bit for bit, and each end before that must have named its cause in a line that starts with "error:".
+an undisturbed run bit for bit, and each end before that must have named its cause in its last line, after "error:".
 Not among the faults: full disks, slow links and steps of the clock.
 """
 
@@ -29,7 +29,7 @@ import tyro
 from benchmarks.fault_proxy import FaultProxy, Plan
 from benchmarks.machine import machine
 from benchmarks.recorded import WorkerGroup, account, read_record
-from benchmarks.recovery import DRAIN_S, Bench
+from benchmarks.recovery import DRAIN_S, HEALTH_CHECK, Bench
 from benchmarks.s3_server import s3_server
 from cluster.local import LocalCluster, Node, find_processes, local_cluster
 from cluster.local import Settings as ClusterSettings
@@ -42,8 +42,6 @@ BUCKET = "chaos"
 MAX_FAULTS = 3
 MAX_STARTS = 12  # of one run: a run that fails more often does not recover
 END_S = 400.0  # without an update: the run hangs
-# An unreachable node is declared dead after seconds instead of Ray's minute.
-HEALTH_CHECK = {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +76,20 @@ class Scene:
     run: str
     draw: random.Random
     job: str = ""
-    driver_killed: bool = False
+    unexplained: list[str] = field(default_factory=list)
+    """Last lines of ends that did not name their cause."""
     retired: list[Node] = field(default_factory=list)
     """Nodes that were replaced and may still have processes."""
 
     def start(self) -> None:
         """The command, for the first time or again."""
         self.job = self.bench.submit(self.run)
+
+    def check_end(self, job: str) -> None:
+        """Records a job that has failed without naming its cause."""
+        last = self.bench.log(job).strip().rpartition("\n")[2]
+        if not self.bench.succeeded(job) and "error: " not in last:
+            self.unexplained.append(last)
 
     def group(self) -> WorkerGroup:
         """The newest worker group."""
@@ -170,15 +175,15 @@ def cut_link(scene: Scene, fault: Fault) -> None:
 def kill_driver(scene: Scene, fault: Fault) -> None:
     """SIGKILL to the driver; then the command is started twice at once, of which one must be refused."""
     _signal([_driver(scene)], signal.SIGKILL)
-    scene.driver_killed = True
     while scene.bench.is_running(scene.job):
         time.sleep(0.1)
-    other = scene.bench.submit(scene.run)
-    scene.start()
-    while scene.bench.is_running(other) and scene.bench.is_running(scene.job):
+    both = [scene.bench.submit(scene.run) for _ in range(2)]
+    while all(map(scene.bench.is_running, both)):
         time.sleep(0.1)
-    if not scene.bench.is_running(scene.job) and scene.bench.is_running(other):
-        scene.job = other
+    scene.job, refused = sorted(both, key=scene.bench.is_running, reverse=True)
+    if scene.bench.succeeded(refused):
+        scene.unexplained.append("two drivers wrote the run at once")
+    scene.check_end(refused)
 
 
 def refuse_requests(kinds: Sequence[str], share: float, in_a_row: int = 1_000_000) -> Callable[[Scene, Fault], None]:
@@ -252,7 +257,7 @@ def draw_plan(seed: int, kinds: Sequence[str], settings: Settings) -> tuple[Faul
 def run_with_faults(bench: Bench, proxy: FaultProxy, seed: int, plan: tuple[Fault, ...]) -> Result:
     """Trains to the end in spite of the faults, starting the command again where it ends."""
     scene = Scene(bench, proxy, f"seed-{seed}", random.Random(seed))
-    starts, unexplained, injected = 1, list[str](), list[float]()
+    starts, injected = 1, list[float]()
     scene.start()
     waiting = list(plan)
     while True:
@@ -262,15 +267,12 @@ def run_with_faults(bench: Bench, proxy: FaultProxy, seed: int, plan: tuple[Faul
             injected.append(time.time())
             FAULTS[fault.kind](scene, fault)
             continue
-        log = bench.log(scene.job)
         if bench.succeeded(scene.job):
             break
-        if not (scene.driver_killed or "error: " in log.strip().rpartition("\n")[2]):
-            unexplained.append(log.strip().rpartition("\n")[2])
-        scene.driver_killed = False
+        scene.check_end(scene.job)
+        if starts == MAX_STARTS:
+            raise RuntimeError(f"seed {seed}: {starts} starts without reaching the end:\n{bench.log(scene.job)}")
         starts += 1
-        if starts > MAX_STARTS:
-            raise RuntimeError(f"seed {seed}: started {starts - 1} times without reaching the end:\n{log}")
         scene.start()
     for node in scene.retired:
         node.kill()
@@ -283,7 +285,7 @@ def run_with_faults(bench: Bench, proxy: FaultProxy, seed: int, plan: tuple[Faul
         ids_lost=counted.ids_lost,
         ids_repeated=counted.ids_repeated,
         same_weights=bench.generator(scene.run) == bench.undisturbed,
-        unexplained=tuple(unexplained),
+        unexplained=tuple(scene.unexplained),
         gaps_s=tuple(longest_gaps([line["time"] for group in groups for line in group.lines], injected)),
     )
 

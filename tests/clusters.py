@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from ray.job_submission import JobSubmissionClient
 
+from benchmarks.recovery import HEALTH_CHECK
 from cluster.local import LocalCluster, Settings, find_processes, local_cluster
 from cluster.rehearsal.network import can_isolate
 
 ISOLATED = can_isolate()
-# An unreachable node is declared dead after seconds instead of Ray's minute.
-HEALTH_CHECK = {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "3"}
 
 
 @contextlib.contextmanager
