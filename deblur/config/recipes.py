@@ -28,7 +28,7 @@ def _formerly(flag: str) -> object:
 
 # New names of fields in recipes of version 0.1.
 RENAMED = {"generator_rate": "generator_lr", "critic_rate": "critic_lr", "decay_from": "lr_decay_start"}
-Architecture = Literal["resnet", "unet", "fast-unet", "nafnet", "maxim"]
+Architecture = Literal["resnet", "unet", "fast-unet", "deconvolution-unet", "nafnet", "maxim"]
 Objective = Literal["wasserstein", "wgan-gp", "least-squares", "relativistic-least-squares", "vanilla"]
 PixelLoss = Literal["l1", "charbonnier"]
 FeatureName = Literal["vgg16-block3_conv3", "vgg16-conv3_3", "vgg19-conv3_3", "vgg16-block1_conv1"]
@@ -43,7 +43,8 @@ LARGEST = 1e300
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipe:
     architecture: Architecture = "resnet"
-    """DeblurGAN's and the article's ResNet, pix2pix' U-Net, fast U-Net, NAFNet, or MAXIM-3S (no other settings)."""
+    """DeblurGAN's and the article's ResNet, pix2pix' U-Net, fast U-Net, one that also gets its picture deconvolved,
+    NAFNet, or MAXIM-3S (no other settings)."""
     filters: int = 64
     """Filters of the first layer; deeper layers have multiples of it."""
     blocks: int = 9

@@ -6,6 +6,7 @@ from torch import nn
 
 from deblur.config.recipes import Recipe
 from deblur.models.critic import DenseCritic, PatchCritic
+from deblur.models.deconvolution_unet import DeconvolutionUNet
 from deblur.models.fast_unet import FastUNet
 from deblur.models.generator import ResNetGenerator, UNetGenerator
 from deblur.models.maxim import Maxim
@@ -29,6 +30,8 @@ def build_generator(recipe: Recipe) -> nn.Module:
             return UNetGenerator(filters=g.filters, **shared)
         case "fast-unet":
             return FastUNet(filters=g.filters, **levels)
+        case "deconvolution-unet":
+            return DeconvolutionUNet(filters=g.filters, **levels)
         case "nafnet":
             return NAFNet(filters=g.filters, **levels, train_crop=recipe.data.crop)
         case "maxim":

@@ -20,11 +20,18 @@ class FastUNet(nn.Module):
     """
 
     def __init__(
-        self, *, filters: int, encoder_blocks: Sequence[int], middle_blocks: int, decoder_blocks: Sequence[int]
+        self,
+        *,
+        filters: int,
+        encoder_blocks: Sequence[int],
+        middle_blocks: int,
+        decoder_blocks: Sequence[int],
+        channels: int = 3,
+        out_channels: int = 3,
     ) -> None:
         super().__init__()
         widths = [filters * 2**level for level in range(len(encoder_blocks) + 1)]
-        self.first = nn.Conv2d(12, filters, 3, padding=1)
+        self.first = nn.Conv2d(4 * channels, filters, 3, padding=1)
         self.encoders = nn.ModuleList(_blocks(n, width) for n, width in zip(encoder_blocks, widths, strict=False))
         self.downs = nn.ModuleList(nn.Conv2d(width, 2 * width, 2, 2) for width in widths[:-1])
         self.middle = _blocks(middle_blocks, widths[-1])
@@ -32,13 +39,17 @@ class FastUNet(nn.Module):
         self.decoders = nn.ModuleList(
             _blocks(n, width) for n, width in zip(decoder_blocks, reversed(widths[:-1]), strict=True)
         )
-        self.last = nn.Conv2d(filters, 12, 3, padding=1)
+        self.last = nn.Conv2d(filters, 4 * out_channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, blurred: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> the same size, about the same range."""
-        x = self.first(F.pixel_unshuffle(pad(blurred, multiple=2 ** (len(self.downs) + 1)), 2))
+        return blurred + self.change(blurred)
+
+    def change(self, pictures: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, out_channels, H, W]; 0 at the start."""
+        x = self.first(F.pixel_unshuffle(pad(pictures, multiple=2 ** (len(self.downs) + 1)), 2))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)
@@ -47,7 +58,7 @@ class FastUNet(nn.Module):
         x = self.middle(x)
         for up, decoder in zip(self.ups, self.decoders, strict=True):
             x = decoder(up(x) + skips.pop())
-        return blurred + crop(F.pixel_shuffle(self.last(x), 2), blurred)
+        return crop(F.pixel_shuffle(self.last(x), 2), pictures)
 
 
 class _Block(nn.Module):

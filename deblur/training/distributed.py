@@ -41,8 +41,8 @@ def build(recipe: Recipe, features: Features | None, rank: Rank, initial: dict[s
 
 
 def _wants_channels_last(recipe: Recipe, device: torch.device) -> bool:
-    """Faster for the fast U-Net, and else in bfloat16 with many channels (benchmarks/README.md)."""
-    if recipe.generator.architecture == "fast-unet" and not uses_critic(recipe):
+    """Faster for U-Nets of plain convolutions, and else in bfloat16 with many channels (benchmarks/README.md)."""
+    if recipe.generator.architecture in ("fast-unet", "deconvolution-unet") and not uses_critic(recipe):
         return True
     return in_bfloat16(recipe, device) and min(recipe.generator.filters, recipe.critic.filters) >= 32
 

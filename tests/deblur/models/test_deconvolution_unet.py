@@ -1,0 +1,93 @@
+"""The U-Net with deconvolved pictures: its start, Wiener's filter against its equation, windows, and gates."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from deblur.config.recipes import GeneratorRecipe, Recipe
+from deblur.models import deconvolution_unet
+from deblur.models.build import build_generator
+from deblur.models.deconvolution_unet import DeconvolutionUNet, deconvolve, wiener
+from tests.deblur.models.test_blur_kernel import discs, hook
+
+LEVELS = {"encoder_blocks": (1,), "middle_blocks": 1, "decoder_blocks": (1,)}
+
+
+def pictures(side: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """(blurred, sharp), each [1, 3, side, side] in [-1, 1]."""
+    sharp = np.stack([discs(side, seed) for seed in (0, 0, 1)]) * 2 - 1
+    blurred = np.stack([scipy.ndimage.convolve(plane, hook(15), mode="mirror") for plane in sharp])
+    return torch.from_numpy(blurred).float()[None], torch.from_numpy(sharp).float()[None]
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(10 * torch.log10(4 / (a - b).square().mean()))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 30), (100, 95)])
+def test_it_starts_as_the_identity_for_any_size(height: int, width: int) -> None:
+    recipe = Recipe(generator=GeneratorRecipe(architecture="deconvolution-unet", filters=4, **LEVELS))
+    given = torch.rand(2, 3, height, width) * 2 - 1
+    assert torch.equal(build_generator(recipe)(given), given)
+
+
+def test_gates_take_from_each_deconvolved_picture() -> None:
+    network = DeconvolutionUNet(filters=4, **LEVELS)
+    blurred, _ = pictures()
+    for gate, regularisation in enumerate(deconvolution_unet.REGULARISATIONS):
+        with torch.no_grad():
+            network.last.bias.zero_()
+            network.last.bias[12 + 4 * gate : 16 + 4 * gate] = 1  # pixel-unshuffled: 4 for each channel
+            taken = network(blurred)
+        torch.testing.assert_close(taken, deconvolve(blurred)[gate], msg=str(regularisation), atol=1e-5, rtol=1e-5)
+
+
+def test_the_true_kernel_makes_a_blurred_picture_sharp() -> None:
+    blurred, sharp = pictures()
+    (restored,) = wiener(blurred, torch.from_numpy(hook(15)).float()[None], (1e-3,))
+    assert psnr(restored, sharp) > psnr(blurred, sharp) + 5
+
+
+def test_the_filter_solves_its_equation() -> None:
+    """The minimum has no slope: K'(Kx - b) + regularisation D'Dx = 0, up to the power at frequency 0."""
+    regularisation = 0.1
+    blurred, kernel = torch.rand(1, 3, 40, 50) - 0.5, torch.from_numpy(hook(15)).float()[None]
+    border = deconvolution_unet._BORDER
+    (found,) = wiener(blurred, kernel, (regularisation,))
+    wide = np.pad(blurred[0].numpy(), ((0, 0), (border, border), (border, border)), mode="reflect")
+    circular = np.stack([scipy.ndimage.convolve(plane, kernel[0].numpy(), mode="wrap") for plane in wide])
+    taper = [0.5 - 0.5 * np.cos(np.pi * np.minimum(1, (np.arange(n // 2) + 0.5) / border)) for n in wide.shape[1:]]
+    down, across = (np.concatenate([half, half[::-1]]) for half in taper)
+    tapered = circular + np.outer(down, across) * (wide - circular)
+    transfer = np.fft.fft2(np.roll(np.pad(kernel[0].numpy(), ((0, 89), (0, 99))), (-7, -7), (0, 1)))
+    row, column = np.meshgrid(*(2 - 2 * np.cos(2 * np.pi * np.arange(n) / n) for n in wide.shape[1:]), indexing="ij")
+    denominator = np.abs(transfer) ** 2 + regularisation * (row + column + deconvolution_unet._FLAT)
+    expected = np.fft.ifft2(transfer.conj() * np.fft.fft2(tapered) / denominator).real
+    np.testing.assert_allclose(found[0], expected[:, border:-border, border:-border].clip(-1.5, 1.5), atol=1e-4)
+
+
+def test_a_small_picture_is_not_deconvolved() -> None:
+    small = torch.rand(1, 3, 89, 200)
+    assert all(torch.equal(picture, small) for picture in deconvolve(small))
+
+
+@pytest.mark.parametrize("length", [1, 448, 449, 832, 833, 5000])
+def test_windows_cover_a_side_and_their_weights_are_positive(length: int) -> None:
+    total = torch.zeros(length)
+    for span in deconvolution_unet._spans(length):
+        assert span.stop - span.start == min(448, length)
+        total[span] += deconvolution_unet._ramp(span, length)
+    assert total.min() > 0
+
+
+def test_each_window_has_its_own_kernel() -> None:
+    """Two halves that moved in different directions."""
+    sharp = discs(1000, 2)[:200]
+    across = scipy.ndimage.uniform_filter1d(sharp, 13, axis=1)
+    down = scipy.ndimage.uniform_filter1d(sharp, 13, axis=0)
+    mixed = np.concatenate([across[:, :500], down[:, 500:]], axis=1)
+    given, target = (torch.from_numpy(array).float().expand(1, 3, -1, -1) * 2 - 1 for array in (mixed, sharp))
+    *_, restored = deconvolve(given)
+    for part in (slice(20, 400), slice(600, 980)):
+        assert psnr(restored[..., part], target[..., part]) > psnr(given[..., part], target[..., part]) + 1
