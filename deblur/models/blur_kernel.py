@@ -50,7 +50,7 @@ def estimate_kernels(luminance: Tensor, side: int = KERNEL_SIDE) -> Tensor:
             threshold = level.first_threshold(size)
         for _ in range(_ROUNDS):
             edges = level.sharp_gradients(kernel, edge_weight)
-            edges = edges * (edges.square().sum(1, keepdim=True) >= threshold.square())
+            edges *= _at_least(threshold.square(), edges)
             kernel = _without_noise(level.kernel_between(edges, size))
             threshold, edge_weight = threshold / _DECAY, max(edge_weight / _DECAY, _LEAST_EDGE_WEIGHT)
         kernel = _centred(kernel)
@@ -100,7 +100,7 @@ class _Level:
         sharp, beta = self.blurred, 2 * edge_weight
         while beta < _SPLITTING_MOST:
             edges = gradients(sharp)
-            edges = edges * (edges.square().sum(1, keepdim=True) >= edge_weight / beta)
+            edges *= _at_least(edge_weight / beta, edges)
             target = data + beta * torch.fft.rfft2(_divergence(edges))
             sharp = torch.fft.irfft2(target / (power + beta * smoothness), s=(height, width))
             beta *= 2
@@ -122,6 +122,12 @@ class _Level:
 
         target = _lags((spectrum.conj() * self.gradient_spectrum).sum(1), edges.shape[2:], size // 2)
         return _conjugate_gradients(normal, target)
+
+
+def _at_least(square: float | Tensor, edges: Tensor) -> Tensor:
+    """[B, 1, h, w]: 1 where the square of a gradient, [B, 2, h, w], is at least this, else 0."""
+    across, down = edges.split(1, dim=1)
+    return torch.addcmul(across.square(), down, down).ge(square).to(edges.dtype)
 
 
 def _lags(spectrum: Tensor, shape: Sequence[int], most: int) -> Tensor:
@@ -208,8 +214,8 @@ def periodic(pictures: Tensor, margin: int) -> Tensor:
 
 
 def _fast_length(length: int) -> int:
-    """The next length without prime factors above 5, of which transforms are fast."""
-    rest = length
+    """The next multiple of 16 without prime factors above 5: its transforms take half the time of others with MKL."""
+    rest = length = -(-length // 16) * 16
     for factor in (2, 3, 5):
         while rest % factor == 0:
             rest //= factor

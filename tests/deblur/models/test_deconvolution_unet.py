@@ -67,6 +67,12 @@ def test_the_filter_solves_its_equation() -> None:
     np.testing.assert_allclose(found[0], expected[:, border:-border, border:-border].clip(-1.5, 1.5), atol=1e-4)
 
 
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    two = torch.cat([pictures()[0], torch.rand(1, 3, 128, 128)])
+    for together, alone in zip(deconvolve(two), deconvolve(two[1:]), strict=True):
+        assert torch.equal(together[1:], alone)
+
+
 def test_a_small_picture_is_not_deconvolved() -> None:
     small = torch.rand(1, 3, 89, 200)
     assert all(torch.equal(picture, small) for picture in deconvolve(small))
