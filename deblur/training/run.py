@@ -5,6 +5,7 @@
              checkpoints/     see cluster/storage/checkpoints.py
              metrics.jsonl    one line per report
              samples/         {images_seen}.png, blurred | restored | sharp
+             tensorboard/     the same metrics and samples as event files, if the root is a folder
              history.json     progress, restarts and preemption notices of the run
              targets.json     scrape targets of its processes, for Prometheus
              lease/           see cluster/storage/lease.py
@@ -33,6 +34,7 @@ from deblur.config import recipes
 from deblur.config.recipes import Recipe
 from deblur.data import pictures
 from deblur.training.config import WorkerConfig
+from deblur.training.tensorboard import TensorBoard
 
 # For history.json, which the next write replaces: not worth a long wait.
 _HISTORY_RETRY = Retry(limit_s=5.0, stall_s=5.0)
@@ -77,6 +79,7 @@ class Run:
         self.checkpoints = Checkpoints(self.store, keep, self._check_lease)
         self.history = History()
         self._lines: list[dict[str, Any]] = []
+        self._board: TensorBoard | None = None
         self._history_store = open_store(url, _HISTORY_RETRY)
         self._history_thread = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._history_write: Future[None] | None = None
@@ -158,6 +161,7 @@ class Run:
         """
         self.log(f"computing in {computation}, threads per rank: {torch.get_num_threads()}")
         self._lines = self.metrics_until(images_seen)
+        self._board = TensorBoard(self.store, images_seen)
         old = self._read_history()
         if old:
             lost = max(0, old.images_seen - images_seen) // batch_size
@@ -209,6 +213,8 @@ class Run:
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a report; numbers that are not finite become null, which JSON has."""
         self._lines.append({k: None if _is_not_finite(v) else v for k, v in metrics.items()})
+        if self._board:
+            self._board.add_report(self._lines[-1])
 
     def save(self, images_seen: int, parts: Mapping[str, bytes], score: float | None) -> None:
         """Writes the metrics so far and starts the upload of a checkpoint."""
@@ -221,9 +227,13 @@ class Run:
         """One PNG with the three uint8 [H, W, 3] side by side."""
         strip = np.concatenate([blurred, restored, sharp], axis=1)
         self.store.put(f"samples/{images_seen:012d}.png", pictures.encode_png(strip))
+        if self._board:
+            self._board.add_sample(images_seen, strip)
 
     def close(self) -> None:
-        """Waits for the last upload and writes the rest of the history. Raises what the upload raised."""
+        """Waits for the last upload and writes the rest of the records. Raises what the upload raised."""
+        if self._board:
+            self._board.close()
         self.checkpoints.wait()
         self._history_thread.submit(self._write_history, self.history).result()
 
