@@ -20,39 +20,38 @@ KERNEL_SIDE = 45  # pixels: the longest blur that is found
 _SCALE = math.sqrt(0.5)  # from one level to the next
 _COARSEST_SIDE = 5  # pixels of a kernel
 _ROUNDS = 5  # per level
-_EDGE_WEIGHT = 8e-3  # of the number of gradients, for pictures in [0, 1]; falls to _LEAST_EDGE_WEIGHT
-_LEAST_EDGE_WEIGHT = 1e-4
+_EDGE_WEIGHT = 8e-3  # of the number of gradients, for pictures in [0, 1], at first
 _DECAY = 1.1  # of the weight and of the threshold of strong edges, per round
 _SPLITTING_MOST = 1e3  # of the weight beta that couples gradients and their copy (Xu et al., algorithm 1)
-_RIDGE = 8.0
+_RIDGE = 8.0  # of a kernel's squared weights, relative to the squared error of all gradients
 _CONJUGATE_GRADIENTS = 20
-_EDGES = 20  # gradients that the choice keeps at least, per side of the kernel and direction
+_EDGES = 20  # gradients of each direction that the choice keeps at least, per pixel of the kernel's side
 _NOISE_SHARE = 0.05  # of a kernel's largest weight: less is noise
 _PART_SHARE = 0.05  # of a kernel's weight: less, unconnected with the rest, is noise
-_NOTHING = 1e-8
+_NOTHING = 1e-8  # weight of a kernel of which nothing is left
 
 
 @torch.no_grad()
-def estimate_kernels(luminance: Tensor, side: int = KERNEL_SIDE) -> Tensor:
+def estimate_kernels(grey: Tensor, side: int = KERNEL_SIDE) -> Tensor:
     """The kernel by which each picture was blurred, if one kernel blurred all of it.
 
-    luminance  [B, H, W]        float32 in [0, 1], at least `side` pixels high and wide
+    grey  [B, H, W]        float32 in [0, 1], at least `side` pixels high and wide
     side       odd, in pixels
-    returns    [B, side, side]  at least 0, sum 1, centre of mass in the middle; a picture without edges has the
-                                kernel of no blur
+    returns    [B, side, side]  at least 0, sum 1, centre of mass in the middle to half a pixel; a picture without
+                                edges has the kernel of no blur
     """
     kernel = threshold = None
     edge_weight = _EDGE_WEIGHT
     for scale, size in _levels(side):
-        kernel = _first_kernels(luminance, size) if kernel is None else _resized(kernel, size)
-        level = _Level(luminance, scale, size)
+        kernel = _first_kernels(grey, size) if kernel is None else _resized(kernel, size)
+        level = _Level(grey, scale, size)
         if threshold is None:
             threshold = level.first_threshold(size)
         for _ in range(_ROUNDS):
             edges = level.sharp_gradients(kernel, edge_weight)
             edges *= _at_least(threshold.square(), edges)
             kernel = _without_noise(level.kernel_between(edges, size))
-            threshold, edge_weight = threshold / _DECAY, max(edge_weight / _DECAY, _LEAST_EDGE_WEIGHT)
+            threshold, edge_weight = threshold / _DECAY, edge_weight / _DECAY
         kernel = _centred(kernel)
     assert kernel is not None
     return kernel
@@ -68,11 +67,12 @@ def _levels(side: int) -> list[tuple[float, int]]:
 class _Level:
     """Blurred pictures at one scale, periodic, with what all rounds need of them."""
 
-    def __init__(self, luminance: Tensor, scale: float, size: int) -> None:
-        height, width = (round(length * scale) for length in luminance.shape[1:])
+    def __init__(self, grey: Tensor, scale: float, size: int) -> None:
+        height, width = (round(length * scale) for length in grey.shape[1:])
+        self.pixels = height * width
         if scale < 1:
-            luminance = F.interpolate(luminance[:, None], size=(height, width), mode="bicubic", antialias=True)[:, 0]
-        self.blurred = periodic(luminance, margin=size)
+            grey = F.interpolate(grey[:, None], size=(height, width), mode="bicubic", antialias=True)[:, 0]
+        self.blurred = periodic(grey, margin=size)
         self.spectrum = torch.fft.rfft2(self.blurred)
         self.inside = torch.zeros_like(self.blurred[0])
         self.inside[: height - 1, : width - 1] = 1
@@ -80,11 +80,14 @@ class _Level:
         self.gradient_spectrum = torch.fft.rfft2(self.gradients)
 
     def first_threshold(self, size: int) -> Tensor:
-        """[B, 1, 1, 1]: each of four directions has at least `_EDGES` * `size` gradients that are as strong."""
+        """[B, 1, 1, 1]: each of four directions has at least `_EDGES` * `size` gradients that are as strong.
+
+        Fewer in small pictures; 0 where a direction has not even those.
+        """
         across, down = self.gradients.unbind(1)
         strength = torch.hypot(across, down).flatten(1)
         direction = (torch.atan2(down, across).remainder(math.pi) * (4 / math.pi)).long().clamp(0, 3).flatten(1)
-        wanted = min(_EDGES * size, strength.shape[1])
+        wanted = min(_EDGES * size, self.pixels // 8)
         weakest = [(strength * (direction == nth)).topk(wanted).values[:, -1] for nth in range(4)]
         return torch.stack(weakest).amin(0)[:, None, None, None]
 
@@ -156,8 +159,8 @@ def _conjugate_gradients(normal: Callable[[Tensor], Tensor], target: Tensor) -> 
 # ---- kernels, [B, k, k]
 
 
-def _first_kernels(luminance: Tensor, size: int) -> Tensor:
-    kernel = luminance.new_zeros(len(luminance), size, size)
+def _first_kernels(grey: Tensor, size: int) -> Tensor:
+    kernel = grey.new_zeros(len(grey), size, size)
     kernel[:, size // 2, size // 2 : size // 2 + 2] = 0.5
     return kernel
 
@@ -177,27 +180,40 @@ def _resized(kernel: Tensor, size: int) -> Tensor:
 def _without_noise(kernel: Tensor) -> Tensor:
     """Without small weights, and without connected parts (8 neighbours) that have a small share of the weight."""
     kernel = _normalised(kernel * (kernel > _NOISE_SHARE * kernel.amax((1, 2), keepdim=True)))
-    present = (kernel > 0).float()
-    size = kernel.shape[1]
-    # Each part ends up with the largest number among its pixels.
-    part = torch.arange(1.0, size * size + 1, device=kernel.device).view(1, size, size) * present
-    for _ in range(size):
-        part = F.max_pool2d(part[:, None], 3, stride=1, padding=1)[:, 0] * present
-    part = part.long().flatten(1)
-    weight = kernel.new_zeros(len(kernel), size * size + 1).scatter_add_(1, part, kernel.flatten(1)).gather(1, part)
-    return _normalised(kernel * (weight.view_as(kernel) >= _PART_SHARE))
+    part = _parts(kernel > 0)
+    weights = torch.zeros_like(kernel).flatten(1).scatter_add_(1, part, kernel.flatten(1))
+    return _normalised(kernel * (weights.gather(1, part).view_as(kernel) >= _PART_SHARE))
+
+
+def _parts(present: Tensor) -> Tensor:
+    """[B, k * k] int64: equal numbers for connected pixels of masks, [B, k, k]; pixels outside have none of theirs.
+
+    In each round every part joins the neighbour of the largest number, so that at most half of them are left.
+    """
+    size = present.shape[1]
+    own = torch.arange(size * size, device=present.device).expand(len(present), -1)
+    part, mask = own, present.flatten(1)
+    for _ in range(size.bit_length() + 2):  # enough for half of all pixels in a row; most need three
+        numbers = torch.where(mask, part, -1).view_as(present)
+        largest = F.max_pool2d(numbers[:, None].float(), 3, stride=1, padding=1).long().flatten(1)
+        joined = own.scatter_reduce(1, part, torch.where(mask, largest, part), "amax")
+        for _ in range(size.bit_length()):  # parts that joined one after the other get the number of the last
+            joined = joined.gather(1, joined)
+        part = joined.gather(1, part)
+    return part
 
 
 def _centred(kernel: Tensor) -> Tensor:
-    """Shifted by whole pixels so that the centre of mass is in the middle."""
+    """Shifted by whole pixels so that the centre of mass is in the middle; without what leaves the square."""
     size = kernel.shape[1]
     place = torch.arange(size, device=kernel.device)
     for axis in (1, 2):
         centre = (kernel.sum(3 - axis) * (place - size // 2)).sum(1).round().long()
-        source = (place + centre[:, None]) % size  # [B, size]
-        source = source[:, :, None] if axis == 1 else source[:, None, :]
-        kernel = kernel.gather(axis, source.expand_as(kernel))
-    return kernel
+        source = place + centre[:, None]  # [B, size]
+        inside = (source >= 0) & (source < size)
+        source, inside = (t[:, :, None] if axis == 1 else t[:, None, :] for t in (source.clamp(0, size - 1), inside))
+        kernel = kernel.gather(axis, source.expand_as(kernel)) * inside
+    return _normalised(kernel)
 
 
 # ---- periodic pictures, [..., H, W]

@@ -74,6 +74,7 @@ def test_levels_double_the_pixels_and_end_at_the_whole() -> None:
 
 
 def test_gradients_are_differences_and_their_divergence_the_adjoint() -> None:
+    torch.manual_seed(0)
     picture, field = torch.rand(1, 5, 7).double(), torch.rand(1, 2, 5, 7).double()
     expected = [np.roll(picture[0], -1, axis) - picture[0].numpy() for axis in (1, 0)]
     np.testing.assert_allclose(gradients(picture)[0], expected)
@@ -82,6 +83,7 @@ def test_gradients_are_differences_and_their_divergence_the_adjoint() -> None:
 
 
 def test_spectra_are_those_of_circular_convolution() -> None:
+    torch.manual_seed(0)
     picture, kernel = torch.rand(1, 20, 22).double(), torch.rand(1, 5, 5).double()
     product = torch.fft.rfft2(picture) * transfer_function(kernel, 20, 22)
     expected = scipy.ndimage.convolve(picture[0].numpy(), kernel[0].numpy(), mode="wrap")
@@ -94,6 +96,7 @@ def test_spectra_are_those_of_circular_convolution() -> None:
 
 
 def test_the_kernel_between_two_pictures_is_that_of_dense_least_squares() -> None:
+    torch.manual_seed(0)
     level = blur_kernel._Level(torch.rand(1, 16, 18).double(), 1.0, 5)
     edges = torch.rand_like(level.gradients)
     shifted = [
@@ -115,6 +118,54 @@ def test_noise_is_what_is_weak_or_in_a_small_part_apart() -> None:
         weights = scipy.ndimage.sum(strong, parts, range(1, count + 1))
         kept = np.where(np.isin(parts, 1 + np.flatnonzero(weights >= 0.05)), strong, 0)
         np.testing.assert_allclose(found, kept / kept.sum(), atol=1e-6)
+
+
+def spiral(side: int) -> np.ndarray:
+    """A path of one pixel's width that winds to the middle: as long and as bent as a path can be."""
+    mask, place, step = np.zeros((side + 4, side + 4), bool), np.array([2, 2]), np.array([0, 1])
+    mask[:2], mask[-2:], mask[:, :2], mask[:, -2:] = True, True, True, True
+    mask[tuple(place)] = True
+    for _ in range(side * side):
+        inside = (place + step >= 2).all() and (place + step < side + 2).all()
+        ahead = tuple(place + 2 * step)
+        if not inside or (mask[ahead] and min(ahead) >= 2 and max(ahead) < side + 2):
+            step = np.array([step[1], -step[0]])
+            if mask[tuple(place + step)]:
+                break
+        place = place + step
+        mask[tuple(place)] = True
+    return mask[2:-2, 2:-2]
+
+
+@pytest.mark.parametrize("side", [5, 13, 45])
+def test_parts_are_those_of_scipy_also_of_long_bent_paths(side: int) -> None:
+    draw = np.random.default_rng(side)
+    masks = [spiral(side), spiral(side)[::-1], *(draw.random((side, side)) < share for share in (0.1, 0.3, 0.4, 0.6))]
+    found = blur_kernel._parts(torch.from_numpy(np.stack(masks))).view(-1, side, side).numpy()
+    for mask, numbers in zip(masks, found, strict=True):
+        expected, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+        assert len(set(zip(expected[mask], numbers[mask], strict=True))) == count == len(set(numbers[mask]))
+
+
+def test_a_kernel_that_is_shifted_loses_what_leaves_the_square() -> None:
+    kernel = torch.zeros(1, 7, 7)
+    kernel[0, 0, 0], kernel[0, 0, 6] = 0.9, 0.1
+    expected = torch.zeros(1, 7, 7)
+    expected[0, 3, 2] = 1  # the middle of mass is at row 0, column 0.6; the light end would be at column 8
+    assert torch.equal(blur_kernel._centred(kernel), expected)
+
+
+@pytest.mark.parametrize("side", [96, 128, 320])
+def test_each_direction_keeps_strong_edges_in_pictures_of_any_size(side: int) -> None:
+    scale, size = blur_kernel._levels(45)[0]
+    level = blur_kernel._Level(blurred(discs(side, 0), hook(21)), scale, size)
+    across, down = level.gradients[0].numpy()
+    strong = np.hypot(across, down) >= float(level.first_threshold(size))
+    direction = (np.arctan2(down, across) % np.pi // (np.pi / 4)).clip(0, 3)
+    wanted = min(20 * size, round(side * scale) ** 2 // 8)
+    counts = [int((strong & (direction == nth)).sum()) for nth in range(4)]
+    assert min(counts) in (wanted, wanted + 1)
+    assert strong.mean() < 0.9
 
 
 def test_pictures_become_periodic_without_a_jump() -> None:

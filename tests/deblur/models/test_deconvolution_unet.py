@@ -1,5 +1,7 @@
 """The U-Net with deconvolved pictures: its start, Wiener's filter against its equation, windows, and gates."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -35,12 +37,15 @@ def test_it_starts_as_the_identity_for_any_size(height: int, width: int) -> None
 def test_gates_take_from_each_deconvolved_picture() -> None:
     network = DeconvolutionUNet(filters=4, **LEVELS)
     blurred, _ = pictures()
-    for gate, regularisation in enumerate(deconvolution_unet.REGULARISATIONS):
+    sharp, robust = deconvolve(blurred)
+    assert not torch.equal(sharp, robust)
+    for gate, expected in enumerate((sharp, robust)):
+        assert (expected - blurred).abs().mean() > 0.01
         with torch.no_grad():
             network.last.bias.zero_()
             network.last.bias[12 + 4 * gate : 16 + 4 * gate] = 1  # pixel-unshuffled: 4 for each channel
             taken = network(blurred)
-        torch.testing.assert_close(taken, deconvolve(blurred)[gate], msg=str(regularisation), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(taken, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_true_kernel_makes_a_blurred_picture_sharp() -> None:
@@ -50,7 +55,7 @@ def test_the_true_kernel_makes_a_blurred_picture_sharp() -> None:
 
 
 def test_the_filter_solves_its_equation() -> None:
-    """The minimum has no slope: K'(Kx - b) + regularisation D'Dx = 0, up to the power at frequency 0."""
+    """The minimum has no slope: K'(Kx - b) + r (D'Dx + 0.02 x) = 0."""
     regularisation = 0.1
     blurred, kernel = torch.rand(1, 3, 40, 50) - 0.5, torch.from_numpy(hook(15)).float()[None]
     border = deconvolution_unet._BORDER
@@ -62,9 +67,26 @@ def test_the_filter_solves_its_equation() -> None:
     tapered = circular + np.outer(down, across) * (wide - circular)
     transfer = np.fft.fft2(np.roll(np.pad(kernel[0].numpy(), ((0, 89), (0, 99))), (-7, -7), (0, 1)))
     row, column = np.meshgrid(*(2 - 2 * np.cos(2 * np.pi * np.arange(n) / n) for n in wide.shape[1:]), indexing="ij")
-    denominator = np.abs(transfer) ** 2 + regularisation * (row + column + deconvolution_unet._FLAT)
+    denominator = np.abs(transfer) ** 2 + regularisation * (row + column + deconvolution_unet._TIKHONOV)
     expected = np.fft.ifft2(transfer.conj() * np.fft.fft2(tapered) / denominator).real
     np.testing.assert_allclose(found[0], expected[:, border:-border, border:-border].clip(-1.5, 1.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [64, 90])
+def test_every_weight_learns_in_bfloat16(side: int) -> None:
+    torch.manual_seed(0)
+    network = DeconvolutionUNet(filters=4, **LEVELS)
+    torch.nn.init.normal_(network.last.weight, 0, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(pictures(side)[0].repeat(2, 1, 1, 1)).float().square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_a_network_in_bfloat16_takes_pictures_in_bfloat16() -> None:
+    network = DeconvolutionUNet(filters=4, **LEVELS).bfloat16()
+    assert network(pictures(96)[0].bfloat16()).dtype is torch.bfloat16
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
@@ -78,13 +100,27 @@ def test_a_small_picture_is_not_deconvolved() -> None:
     assert all(torch.equal(picture, small) for picture in deconvolve(small))
 
 
-@pytest.mark.parametrize("length", [1, 448, 449, 832, 833, 5000])
-def test_windows_cover_a_side_and_their_weights_are_positive(length: int) -> None:
-    total = torch.zeros(length)
-    for span in deconvolution_unet._spans(length):
-        assert span.stop - span.start == min(448, length)
-        total[span] += deconvolution_unet._ramp(span, length)
+@pytest.mark.parametrize(("length", "count"), [(1, 1), (639, 1), (640, 2), (1023, 2), (1024, 3), (5000, 13)])
+def test_windows_cover_a_side_and_their_weights_are_positive(length: int, count: int) -> None:
+    total, spans = torch.zeros(length), deconvolution_unet._spans(length)
+    assert len(spans) == count
+    for span in spans:
+        assert span.stop - span.start == spans[0].stop
+        assert length < 640 or 350 <= span.stop - span.start < 640
+        total[span] += deconvolution_unet._ramp(span, length, torch.device("cpu"))
     assert total.min() > 0
+    assert (spans[0].start, spans[-1].stop) == (0, length)
+    assert all(63 <= before.stop - after.start <= 66 for before, after in itertools.pairwise(spans))
+
+
+def test_neighbouring_windows_fade_into_each_other() -> None:
+    windows = [(slice(0, 100), slice(0, 300)), (slice(0, 100), slice(236, 536))]
+    parts = torch.stack([torch.full((1, 3, 100, 300), value) for value in (0.0, 1.0)])
+    blended = deconvolution_unet._blended(parts, windows, 100, 536)[0, 0, 50]
+    assert blended[:236].max() == 0
+    assert blended[300:].min() == 1
+    assert blended[236:300].diff().min() > 0
+    assert blended.diff().max() < 0.03
 
 
 def test_each_window_has_its_own_kernel() -> None:
