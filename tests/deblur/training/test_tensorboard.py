@@ -1,11 +1,12 @@
 """Event files of a run, read back by TensorBoard's own reader."""
 
-import logging
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX.event_file_writer import EventsWriter
 
 from cluster.storage import open_store
 from deblur.training.run import Run
@@ -58,19 +59,40 @@ def test_what_was_lost_in_a_restart_is_hidden(tmp_path: Path) -> None:
     assert [event.step for event in read(tmp_path).Scalars("pixel")] == [8, 16]
 
 
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if "TensorBoard" in line]
+
+
 def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     open_store(str(tmp_path / "run")).put(FOLDER, b"a file where the folder belongs")
-    with caplog.at_level(logging.WARNING):
-        run = start(tmp_path, 0)
-        report(run, 8)
-        report(run, 16)
-        run.close()
-    assert len([line for line in caplog.messages if "TensorBoard" in line]) == 1
+    run = start(tmp_path, 0)
+    report(run, 8)
+    run.close()
+    assert len(warnings_of(caplog)) == 1
 
 
-def test_a_bucket_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_disk_that_fills_up_ends_the_record_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path, 0)
+    report(run, 8)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "write_event", full)
+    for images_seen in range(16, 400, 8):  # more than a queue might hold
+        report(run, images_seen)
+    run.close()
+    assert warnings_of(caplog) == ["no more events for TensorBoard: [Errno 28] No space left on device"]
+    assert [event.step for event in read(tmp_path).Scalars("pixel")] == [8]
+
+
+def test_a_bucket_has_none(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(EventsWriter, "__init__", lambda *args: opened.append(args))
     board = TensorBoard(open_store("s3://bucket/run"), 0)
     board.add_report({"images_seen": 8, "pixel": 0.5})
     board.close()
-    assert not list(tmp_path.iterdir())
+    assert not opened
+    assert not warnings_of(caplog)
