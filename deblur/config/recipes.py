@@ -50,11 +50,11 @@ class GeneratorRecipe:
     blocks: int = 9
     """Residual blocks (resnet only)."""
     encoder_blocks: tuple[int, ...] = (1, 1, 1, 28)
-    """Blocks per level, finest first (fast-unet, nafnet)."""
+    """Blocks per level, finest first (fast-unet, deconvolution-unet, nafnet)."""
     middle_blocks: int = 1
-    """Blocks of the coarsest level (fast-unet, nafnet)."""
+    """Blocks of the coarsest level (fast-unet, deconvolution-unet, nafnet)."""
     decoder_blocks: tuple[int, ...] = (1, 1, 1, 1)
-    """Blocks per level, coarsest first; as many levels as the encoder (fast-unet, nafnet)."""
+    """Blocks per level, coarsest first; as many levels as the encoder (fast-unet, deconvolution-unet, nafnet)."""
     norm: Literal["instance", "batch", "none"] = "instance"
     """Normalisation after each convolution (resnet, unet); none learns fastest in small networks."""
     dropout: float = 0.5

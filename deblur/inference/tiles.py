@@ -24,8 +24,9 @@ from deblur.models.pixels import to_uint8
 FACTOR = 256
 # At least the receptive radius of the local networks. The ResNet with 9 blocks: two 3x3 convolutions per block at a
 # quarter of the resolution are 2 x 4 pixels, 72 in all; first layer, halvings, doublings and the last 7x7 layer add at
-# most 18. The fast U-Net of the embedded model: 2 x 8 pixels for each of 4 blocks, 2 x 4 and 2 x 2 for 4 blocks each,
-# and at most 12 for the other layers, 124. pix2pix' U-Net, NAFNet and MAXIM see further: tiles approximate.
+# most 18. The fast U-Net of `fidelity`: 2 x 8 pixels for each of 4 blocks, 2 x 4 and 2 x 2 for 4 blocks each,
+# and at most 12 for the other layers, 124. pix2pix' U-Net, NAFNet and MAXIM see further, and the deconvolution U-Net
+# estimates kernels in windows of its tile: tiles approximate.
 MARGIN = 128
 RAMP = 16  # pixels over which one tile fades into the next
 TILE = 1024

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cluster.errors import InputError
 from cluster.storage import absolute, open_store
 from deblur.config import recipes
+from deblur.models.deconvolution_unet import DeconvolutionUNet
 from deblur.models.nafnet import LocalMean
 from deblur.models.trained import build_model, read_model, read_recipe
 from deblur.models.weights import encode_generator
@@ -48,6 +49,11 @@ def export(model: str, out: str, opset: int = 20) -> str:
 
 
 def _onnx(generator: nn.Module, metadata: dict[str, str], opset: int) -> bytes:
+    if isinstance(generator, DeconvolutionUNet):
+        raise InputError(
+            "a deconvolution-unet cannot be exported to ONNX: how it estimates a kernel depends on the picture's size; "
+            "export to .safetensors, or export another architecture"
+        )
     try:
         import onnx
         import onnxruntime

@@ -74,9 +74,9 @@ def test_onnxruntime_gives_what_the_generator_gives(name: str, tmp_path: Path) -
         np.testing.assert_allclose(session.run(["restored"], {"blurred": picture.numpy()})[0], expected, atol=2e-3)
 
 
-def test_the_embedded_model_in_onnx_has_its_recipe_opset_and_open_sizes(tmp_path: Path) -> None:
-    export(EMBEDDED, str(tmp_path / "embedded.onnx"), opset=18)
-    file = onnx.load(tmp_path / "embedded.onnx")
+def test_an_onnx_file_has_its_recipe_opset_and_open_sizes(tmp_path: Path) -> None:
+    export(str(file_of(tmp_path, GENERATORS["fast-unet"])), str(tmp_path / "small.onnx"), opset=18)
+    file = onnx.load(tmp_path / "small.onnx")
     onnx.checker.check_model(file, full_check=True)
     properties = {one.key: one.value for one in file.metadata_props}
     assert recipes.from_json(properties["recipe"], "onnx").generator.architecture == "fast-unet"
@@ -98,8 +98,15 @@ def test_unknown_formats_are_refused(out: str, opset: int, message: str, tmp_pat
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    source = file_of(tmp_path, GENERATORS["fast-unet"])
     with pytest.raises(InputError, match=r"ONNX needs more packages .*onnxruntime.*\[onnx\]"):
+        export(str(source), str(tmp_path / "g.onnx"))
+
+
+def test_the_embedded_model_is_refused_as_its_estimates_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"deconvolution-unet cannot be exported to ONNX.*\.safetensors"):
         export(EMBEDDED, str(tmp_path / "g.onnx"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_differs_at_other_sizes_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

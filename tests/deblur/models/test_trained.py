@@ -44,7 +44,7 @@ def test_the_embedded_model_sharpens_a_photograph_that_nobody_trained_on() -> No
 def test_the_embedded_model_changes_a_sharp_photograph_little(name: str) -> None:
     sharp = photograph(name)
     restored = restore_picture(load_model(EMBEDDED, CPU), sharp, device=CPU)
-    assert peak_signal_noise_ratio(sharp, restored) > 33
+    assert peak_signal_noise_ratio(sharp, restored) > 30
 
 
 def future() -> bytes:
