@@ -133,7 +133,7 @@ def fine_tune() -> Recipe:
             recipe.loss, objective="relativistic-least-squares", critic_updates=1, adversarial_weight=0.0005
         ),
         adam=dataclasses.replace(recipe.adam, generator_lr=1e-4, warmup_images=100, ema_halflife_images=100),
-        data=dataclasses.replace(recipe.data, crop=300, images=500),  # no sample photograph is smaller
+        data=dataclasses.replace(recipe.data, crop=256, images=500),  # the sample photographs are cut to that
     )
 
 
