@@ -1,4 +1,4 @@
-"""Pairs blurred with given kernels, against scipy.ndimage."""
+"""Pairs blurred with one kernel each, against scipy.ndimage."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import scipy.ndimage
 
-from benchmarks.foreign_kernels import Settings, blur, centred, measure
+from benchmarks.kernel_pairs import Settings, blur, centred, measure, shake_kernel
 from tests.datasets import picture
 
 
@@ -38,3 +38,14 @@ def test_each_photograph_becomes_a_pair(tmp_path: Path) -> None:
     for folder in ("blurred", "sharp"):
         assert [path.name for path in sorted((tmp_path / "out" / folder).iterdir())] == ["0.png", "1.png", "2.png"]
     assert PIL.Image.open(tmp_path / "out" / "sharp" / "1.png").size == (50, 50)
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_kernels_of_shake_are_as_long_as_the_path_allows_and_differ(length: int) -> None:
+    kernels = [shake_kernel(length, nth) for nth in range(4)]
+    for kernel in kernels:
+        extent = np.ptp(np.argwhere(kernel > 0), axis=0).max()
+        assert length / 20 < extent <= length + 2
+        assert kernel.sum() == pytest.approx(1)
+    assert len({kernel.tobytes() for kernel in kernels}) == 4
+    assert np.array_equal(kernels[1], shake_kernel(length, 1))
