@@ -84,8 +84,8 @@ def fidelity() -> Recipe:
 def shake() -> Recipe:
     """For camera shake: a fast U-Net that gets its picture deconvolved, too. The model inside the package has it.
 
-    Crops are large: kernels are found in 320 pixels, half as well in 256, and not in 192. Formulas do most of the work,
-    so that few crops are enough.
+    Crops are large, because a kernel shows the better the larger a picture is (docs/embedded-model.md). Formulas do
+    most of the work, so that few crops are enough.
     """
     recipe = fidelity()
     return dataclasses.replace(

@@ -16,7 +16,8 @@ from deblur.models.blur_kernel import KERNEL_SIDE, estimate_kernels, gradient_po
 from deblur.models.fast_unet import FastUNet
 
 REGULARISATIONS = (0.005, 0.05)  # weights of the squared gradients in Wiener's filter: sharp, and robust
-_WINDOW, _RAMP = 448, 64  # pixels, about: one kernel each; neighbours overlap by a ramp
+_WINDOW, _RAMP = 832, 64  # pixels, about: one kernel each; neighbours overlap by a ramp
+_SEEN = 512  # pixels: the middle of a window, which shows its kernel; more would cost time and gain nothing
 _AT_ONCE = 16  # windows, on GPUs
 _BORDER = 32  # pixels by which windows are continued for the filter
 _TIKHONOV = 0.02  # of the squared picture, relative to that of its squared gradients: frequency 0 has none
@@ -25,7 +26,7 @@ _TIKHONOV = 0.02  # of the squared picture, relative to that of its squared grad
 class DeconvolutionUNet(FastUNet):
     """A fast U-Net of the blurred picture and two deconvolved ones; gates choose between the three at each pixel.
 
-    Starts as the identity. Kernels are estimated in windows of about 448 pixels, so that blur may vary over a picture:
+    Starts as the identity. Kernels are estimated in windows of about 832 pixels, so that blur may vary over a picture:
     tiles are an approximation of the whole.
     """
 
@@ -75,7 +76,9 @@ def deconvolve(blurred: Tensor) -> list[Tensor]:
 
 def _deconvolved(windows: Tensor) -> list[Tensor]:
     """Windows, [n, 3, h, w], for each of `REGULARISATIONS`, by one kernel for each window."""
-    kernels = estimate_kernels((windows.mean(1) + 1) / 2)
+    top, left = (max(0, (length - _SEEN) // 2) for length in windows.shape[2:])
+    seen = windows[..., top : top + _SEEN, left : left + _SEEN]
+    kernels = estimate_kernels((seen.mean(1) + 1) / 2)
     return list(wiener(windows, kernels, REGULARISATIONS))
 
 
@@ -118,7 +121,7 @@ def _taper(length: int, device: torch.device) -> Tensor:
 
 
 def _spans(length: int) -> list[slice]:
-    """Equal windows of about `_WINDOW` pixels that overlap by about a ramp; one of the whole below 640 pixels."""
+    """Equal windows of about `_WINDOW` pixels that overlap by about a ramp; one of the whole below 1216 pixels."""
     count = max(1, math.floor((length - _RAMP) / (_WINDOW - _RAMP) + 0.5))
     side = math.ceil((length + (count - 1) * _RAMP) / count)
     starts = [(length - side) * nth // max(1, count - 1) for nth in range(count)]
